@@ -1,0 +1,119 @@
+//! Where an operator's tensors come from: torch's dispatcher (cpu, cuda) or Python objects (mps, emulator). An operator
+//! is written once over this trait.
+
+use crate::shim::{self, Tensor};
+use metalcore::device::{Device, cpu, cuda};
+use metalcore::{DType, Error, Result};
+use std::sync::Arc;
+
+/// The buffer type of a host.
+pub type BufferOf<H> = <<H as Host>::Device as Device>::Buffer;
+
+/// Makes and looks at tensors on one device.
+pub trait Host {
+    /// Runs the kernels.
+    type Device: Device;
+    /// A tensor that is owned.
+    type Tensor;
+
+    /// The device of this call, with torch's stream and memory.
+    fn device(&self) -> &Self::Device;
+    /// Sizes.
+    fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
+    /// Element type, if it is one of ours.
+    fn dtype(&self, tensor: &Self::Tensor) -> Option<DType>;
+    /// Its memory, while the tensor lives.
+    fn buffer(&self, tensor: &Self::Tensor) -> BufferOf<Self>;
+    /// An uninitialised tensor.
+    fn empty(&self, shape: &[usize], dtype: DType) -> Result<Self::Tensor>;
+    /// The tensor itself if it is contiguous, else a copy.
+    fn contiguous(&self, tensor: Self::Tensor) -> Result<Self::Tensor>;
+
+    /// Element type, or a TypeError.
+    fn known_dtype(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<DType> {
+        self.dtype(tensor).ok_or_else(|| Error::DType {
+            op,
+            argument,
+            got: "another one".to_owned(),
+            expected: "float16, bfloat16, float32 or float64".to_owned(),
+        })
+    }
+}
+
+/// A device that torch's C shims reach: its tensors have addresses.
+pub struct Shim<D> {
+    device: D,
+    place: (i32, i32),
+}
+
+impl Shim<cpu::Cpu> {
+    /// The host, with torch's number of threads.
+    pub fn cpu() -> Shim<cpu::Cpu> {
+        Shim { device: cpu::Cpu::with_threads(crate::config::threads()), place: (shim::CPU, 0) }
+    }
+}
+
+/// torch's caching allocator.
+struct TorchMemory(i32);
+impl cuda::Memory for TorchMemory {
+    fn alloc(&self, bytes: usize) -> Result<(u64, Box<dyn Send + Sync>)> {
+        let tensor = Tensor::scratch(bytes.max(1), (shim::CUDA, self.0))?;
+        Ok((tensor.peek().address() as u64, Box::new(tensor)))
+    }
+}
+
+impl Shim<cuda::Cuda> {
+    /// A GPU, with torch's current stream and memory.
+    pub fn cuda(index: i32) -> Result<Shim<cuda::Cuda>> {
+        let stream = shim::current_cuda_stream(index)?;
+        // SAFETY: the stream is torch's, of the primary context, and outlives the call.
+        let device = unsafe { cuda::Cuda::foreign(index as usize, stream, Arc::new(TorchMemory(index)))? };
+        Ok(Shim { device, place: (shim::CUDA, index) })
+    }
+}
+
+/// A buffer over memory of torch.
+pub trait Foreign: Device {
+    /// # Safety
+    /// As the `foreign` constructor of the device's buffer.
+    unsafe fn foreign(address: *mut u8, bytes: usize) -> Self::Buffer;
+}
+impl Foreign for cpu::Cpu {
+    unsafe fn foreign(address: *mut u8, bytes: usize) -> cpu::Buffer {
+        // SAFETY: the caller's promise.
+        unsafe { cpu::Buffer::foreign(address, bytes) }
+    }
+}
+impl Foreign for cuda::Cuda {
+    unsafe fn foreign(address: *mut u8, bytes: usize) -> cuda::Buffer {
+        // SAFETY: the caller's promise.
+        unsafe { cuda::Buffer::foreign(address as u64, bytes) }
+    }
+}
+
+impl<D: Foreign> Host for Shim<D> {
+    type Device = D;
+    type Tensor = Tensor;
+
+    fn device(&self) -> &D {
+        &self.device
+    }
+    fn shape(&self, tensor: &Tensor) -> Vec<usize> {
+        tensor.peek().shape()
+    }
+    fn dtype(&self, tensor: &Tensor) -> Option<DType> {
+        tensor.peek().dtype()
+    }
+    fn buffer(&self, tensor: &Tensor) -> D::Buffer {
+        let peek = tensor.peek();
+        let bytes = peek.numel() * peek.dtype().map_or(1, DType::size);
+        // SAFETY: the tensor is contiguous and outlives the buffer; on a GPU torch frees memory in stream order.
+        unsafe { D::foreign(peek.address(), bytes) }
+    }
+    fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        Tensor::empty(shape, dtype, self.place)
+    }
+    fn contiguous(&self, tensor: Tensor) -> Result<Tensor> {
+        if tensor.peek().is_contiguous() { Ok(tensor) } else { tensor.peek().contiguous() }
+    }
+}

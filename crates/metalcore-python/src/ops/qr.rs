@@ -1,0 +1,74 @@
+//! metalcore::qr.
+
+use super::{put, take};
+use crate::host::{BufferOf, Host, Shim};
+use crate::shim::{Operator, Value};
+use crate::throw::boxed;
+use metalcore::device::Run;
+use metalcore::ops::qr::{Args, Mode, Qr};
+use metalcore::{Error, Result};
+
+/// mode: 0 reduced, 1 complete, 2 R alone (Q is then empty).
+pub const OPERATOR: Operator =
+    Operator { name: "qr", signature: "(Tensor A, int mode=0) -> (Tensor Q, Tensor R)", kernels: &[("CPU", cpu), ("CUDA", cuda)] };
+
+fn mode(code: i64) -> Result<Mode> {
+    match code {
+        0 => Ok(Mode::Reduced),
+        1 => Ok(Mode::Complete),
+        2 => Ok(Mode::R),
+        _ => Err(Error::Argument {
+            op: "qr",
+            argument: "mode",
+            got: code.to_string(),
+            expected: "0 (reduced), 1 (complete) or 2 (r)".to_owned(),
+        }),
+    }
+}
+
+fn problem<H: Host>(host: &H, a: &H::Tensor, code: i64) -> Result<Qr> {
+    Qr::new(&host.shape(a), host.known_dtype("qr", "A", a)?, mode(code)?)
+}
+
+/// Q and R of every matrix of `a`.
+pub fn qr<H: Host>(host: &H, a: H::Tensor, code: i64) -> Result<(H::Tensor, H::Tensor)>
+where
+    H::Device: Run<Qr>,
+{
+    let problem = problem(host, &a, code)?;
+    let shape = host.shape(&a);
+    let batch = &shape[..shape.len() - 2];
+    let q_shape = if problem.mode == Mode::R { vec![0] } else { [batch, &[problem.rows, problem.q_cols()]].concat() };
+    let q = host.empty(&q_shape, problem.dtype)?;
+    let r = host.empty(&[batch, &[problem.r_rows(), problem.cols]].concat(), problem.dtype)?;
+    let a = host.contiguous(a)?;
+    let [a_buffer, q_buffer, r_buffer]: [BufferOf<H>; 3] = [host.buffer(&a), host.buffer(&q), host.buffer(&r)];
+    host.device().run(&problem, Args { a: &a_buffer, q: &q_buffer, r: &r_buffer })?;
+    Ok((q, r))
+}
+
+unsafe extern "C-unwind" fn cpu(stack: *mut Value, _: u64, _: u64) {
+    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
+    unsafe {
+        boxed(|| {
+            let (q, r) = qr(&Shim::cpu(), take(stack, 0), *stack.add(1) as i64)?;
+            put(stack, 0, q);
+            put(stack, 1, r);
+            Ok(())
+        });
+    }
+}
+
+unsafe extern "C-unwind" fn cuda(stack: *mut Value, _: u64, _: u64) {
+    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
+    unsafe {
+        boxed(|| {
+            let a = take(stack, 0);
+            let host = Shim::cuda(a.peek().device().1)?;
+            let (q, r) = qr(&host, a, *stack.add(1) as i64)?;
+            put(stack, 0, q);
+            put(stack, 1, r);
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,218 @@
+//! metalcore::rms_norm_fwd, rms_norm_bwd and their residual forms add_rms_norm_fwd, add_rms_norm_bwd.
+
+use super::{put, take, take_optional};
+use crate::host::{Host, Shim};
+use crate::shim::{CUDA, Operator, Value};
+use crate::throw::boxed;
+use metalcore::Result;
+use metalcore::device::Run;
+use metalcore::ops::rms_norm::{Backward, BackwardArgs, Forward, ForwardArgs, Norm};
+
+/// `normalized`: how many trailing dimensions make a row.
+pub const OPERATORS: [Operator; 4] = [
+    Operator {
+        name: "rms_norm_fwd",
+        signature: "(Tensor x, Tensor? weight, int normalized, float eps) -> (Tensor y, Tensor rstd)",
+        kernels: &[("CPU", forward_boxed), ("CUDA", forward_boxed)],
+    },
+    Operator {
+        name: "rms_norm_bwd",
+        signature: "(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, int normalized) -> (Tensor dx, Tensor dw)",
+        kernels: &[("CPU", backward_boxed), ("CUDA", backward_boxed)],
+    },
+    Operator {
+        name: "add_rms_norm_fwd",
+        signature: "(Tensor input, Tensor residual, Tensor? weight, int normalized, float eps) -> (Tensor y, Tensor residual_out, Tensor rstd)",
+        kernels: &[("CPU", add_forward_boxed), ("CUDA", add_forward_boxed)],
+    },
+    Operator {
+        name: "add_rms_norm_bwd",
+        signature: "(Tensor dy, Tensor d_residual_out, Tensor residual_out, Tensor? weight, Tensor rstd, int normalized) -> (Tensor dx, Tensor dw)",
+        kernels: &[("CPU", add_backward_boxed), ("CUDA", add_backward_boxed)],
+    },
+];
+
+fn norm<H: Host>(host: &H, op: &'static str, x: &H::Tensor, weight: Option<&H::Tensor>, normalized: i64, eps: f64) -> Result<Norm> {
+    let weight = match weight {
+        Some(weight) => Some((host.shape(weight), host.known_dtype(op, "weight", weight)?)),
+        None => None,
+    };
+    let weight = weight.as_ref().map(|(shape, dtype)| (&shape[..], *dtype));
+    let normalized = usize::try_from(normalized).unwrap_or(0);
+    Norm::new(op, (&host.shape(x), host.known_dtype(op, "x", x)?), normalized, weight, eps)
+}
+
+/// y, the rounded sum where there is a residual, and rstd.
+pub fn forward<H: Host>(
+    host: &H,
+    x: H::Tensor,
+    residual: Option<H::Tensor>,
+    weight: Option<H::Tensor>,
+    normalized: i64,
+    eps: f64,
+) -> Result<(H::Tensor, Option<H::Tensor>, H::Tensor)>
+where
+    H::Device: Run<Forward>,
+{
+    let op = if residual.is_some() { "fused_add_rmsnorm" } else { "rms_norm" };
+    let norm = norm(host, op, &x, weight.as_ref(), normalized, eps)?;
+    let shape = host.shape(&x);
+    if let Some(residual) = &residual {
+        same(host, op, ("residual", residual), (&shape, norm.dtype))?;
+    }
+    let x = host.contiguous(x)?;
+    let residual = residual.map(|t| host.contiguous(t)).transpose()?;
+    let weight = weight.map(|t| host.contiguous(t)).transpose()?;
+    let y = host.empty(&shape, norm.dtype)?;
+    let sum = residual.as_ref().map(|_| host.empty(&shape, norm.dtype)).transpose()?;
+    let rstd = host.empty(&shape[..shape.len() - normalized as usize], norm.dtype.compute())?;
+    let (x_buffer, y_buffer, rstd_buffer) = (host.buffer(&x), host.buffer(&y), host.buffer(&rstd));
+    let weight_buffer = weight.as_ref().map(|t| host.buffer(t));
+    let pair = residual.as_ref().zip(sum.as_ref()).map(|(r, s)| (host.buffer(r), host.buffer(s)));
+    let args = ForwardArgs {
+        x: &x_buffer,
+        residual: pair.as_ref().map(|(r, s)| (r, s)),
+        weight: weight_buffer.as_ref(),
+        y: &y_buffer,
+        rstd: &rstd_buffer,
+    };
+    host.device().run(&Forward(norm), args)?;
+    Ok((y, sum, rstd))
+}
+
+/// dx and dw; dw is empty without a weight.
+pub fn backward<H: Host>(
+    host: &H,
+    dy: H::Tensor,
+    d_sum: Option<H::Tensor>,
+    h: H::Tensor,
+    weight: Option<H::Tensor>,
+    rstd: H::Tensor,
+    normalized: i64,
+) -> Result<(H::Tensor, H::Tensor)>
+where
+    H::Device: Run<Backward>,
+{
+    let op = "rms_norm";
+    let norm = norm(host, op, &h, weight.as_ref(), normalized, 0.0)?;
+    let shape = host.shape(&h);
+    same(host, op, ("dy", &dy), (&shape, norm.dtype))?;
+    same(host, op, ("rstd", &rstd), (&shape[..shape.len() - normalized as usize], norm.dtype.compute()))?;
+    if let Some(d_sum) = &d_sum {
+        same(host, op, ("d_residual_out", d_sum), (&shape, norm.dtype))?;
+    }
+    let [dy, h, rstd] = [host.contiguous(dy)?, host.contiguous(h)?, host.contiguous(rstd)?];
+    let d_sum = d_sum.map(|t| host.contiguous(t)).transpose()?;
+    let weight = weight.map(|t| host.contiguous(t)).transpose()?;
+    let dx = host.empty(&shape, norm.dtype)?;
+    let dw = match &weight {
+        Some(weight) => host.empty(&host.shape(weight), norm.weight.unwrap_or(norm.dtype))?,
+        None => host.empty(&[0], norm.dtype)?,
+    };
+    let [dy_buffer, h_buffer, rstd_buffer, dx_buffer, dw_buffer] = [&dy, &h, &rstd, &dx, &dw].map(|t| host.buffer(t));
+    let weight_buffer = weight.as_ref().map(|t| host.buffer(t));
+    let sum_buffer = d_sum.as_ref().map(|t| host.buffer(t));
+    let args = BackwardArgs {
+        dy: &dy_buffer,
+        h: &h_buffer,
+        weight: weight_buffer.as_ref(),
+        rstd: &rstd_buffer,
+        d_sum: sum_buffer.as_ref(),
+        dx: &dx_buffer,
+        dw: weight_buffer.as_ref().map(|_| &dw_buffer),
+    };
+    host.device().run(&Backward(norm), args)?;
+    Ok((dx, dw))
+}
+
+fn same<H: Host>(
+    host: &H,
+    op: &'static str,
+    (argument, tensor): (&'static str, &H::Tensor),
+    (shape, dtype): (&[usize], metalcore::DType),
+) -> Result<()> {
+    let got = host.shape(tensor);
+    if got != shape {
+        let (got, expected) = (format!("shape {got:?}"), format!("shape {shape:?}"));
+        return Err(metalcore::Error::Argument { op, argument, got, expected });
+    }
+    let got = host.known_dtype(op, argument, tensor)?;
+    if got != dtype {
+        return Err(metalcore::Error::DType { op, argument, got: got.to_string(), expected: dtype.to_string() });
+    }
+    Ok(())
+}
+
+/// Runs a body with the host of the first tensor's device.
+macro_rules! on_device {
+    ($tensor:expr, $host:ident => $body:expr) => {
+        match $tensor.peek().device() {
+            (CUDA, index) => {
+                let $host = &Shim::cuda(index)?;
+                $body
+            }
+            _ => {
+                let $host = &Shim::cpu();
+                $body
+            }
+        }
+    };
+}
+
+unsafe extern "C-unwind" fn forward_boxed(stack: *mut Value, _: u64, _: u64) {
+    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
+    unsafe {
+        boxed(|| {
+            let (x, weight) = (take(stack, 0), take_optional(stack, 1));
+            let (normalized, eps) = (*stack.add(2) as i64, f64::from_bits(*stack.add(3)));
+            let (y, _, rstd) = on_device!(x, host => forward(host, x, None, weight, normalized, eps)?);
+            put(stack, 0, y);
+            put(stack, 1, rstd);
+            Ok(())
+        });
+    }
+}
+
+unsafe extern "C-unwind" fn add_forward_boxed(stack: *mut Value, _: u64, _: u64) {
+    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
+    unsafe {
+        boxed(|| {
+            let (x, residual, weight) = (take(stack, 0), take(stack, 1), take_optional(stack, 2));
+            let (normalized, eps) = (*stack.add(3) as i64, f64::from_bits(*stack.add(4)));
+            let (y, sum, rstd) = on_device!(x, host => forward(host, x, Some(residual), weight, normalized, eps)?);
+            put(stack, 0, y);
+            put(stack, 1, sum.expect("the residual form has a sum"));
+            put(stack, 2, rstd);
+            Ok(())
+        });
+    }
+}
+
+unsafe extern "C-unwind" fn backward_boxed(stack: *mut Value, _: u64, _: u64) {
+    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
+    unsafe {
+        boxed(|| {
+            let (dy, x, weight, rstd) = (take(stack, 0), take(stack, 1), take_optional(stack, 2), take(stack, 3));
+            let normalized = *stack.add(4) as i64;
+            let (dx, dw) = on_device!(x, host => backward(host, dy, None, x, weight, rstd, normalized)?);
+            put(stack, 0, dx);
+            put(stack, 1, dw);
+            Ok(())
+        });
+    }
+}
+
+unsafe extern "C-unwind" fn add_backward_boxed(stack: *mut Value, _: u64, _: u64) {
+    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
+    unsafe {
+        boxed(|| {
+            let (dy, d_sum, h) = (take(stack, 0), take(stack, 1), take(stack, 2));
+            let (weight, rstd) = (take_optional(stack, 3), take(stack, 4));
+            let normalized = *stack.add(5) as i64;
+            let (dx, dw) = on_device!(h, host => backward(host, dy, Some(d_sum), h, weight, rstd, normalized)?);
+            put(stack, 0, dx);
+            put(stack, 1, dw);
+            Ok(())
+        });
+    }
+}

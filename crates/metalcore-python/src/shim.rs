@@ -1,0 +1,364 @@
+//! libtorch's C shims, looked up in the library that `import torch` has loaded: no C++ is linked. See
+//! torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h.
+
+use crate::throw::Thrower;
+use libloading::Library;
+use metalcore::{DType, Error, Result};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// `at::Tensor*`.
+pub type Handle = *mut c_void;
+/// A value of a boxed call: tensors are handles, float is the bits of a double, int and bool are int64.
+pub type Value = u64;
+/// A boxed kernel. It may throw a C++ exception.
+pub type Boxed = unsafe extern "C-unwind" fn(*mut Value, u64, u64);
+
+/// Codes of `c10::DeviceType`.
+pub const CPU: i32 = 0;
+/// As [`CPU`].
+pub const CUDA: i32 = 1;
+
+macro_rules! shims {
+    ($($field:ident = $symbol:literal: fn($($arg:ty),*) -> $ret:ty;)*) => {
+        /// The functions used.
+        pub struct Shims {
+            $($field: unsafe extern "C" fn($($arg),*) -> $ret,)*
+            call_dispatcher: CallDispatcher,
+            current_cuda_stream: OnceLock<Option<CurrentStream>>,
+            /// Raises a Python exception from inside an operator.
+            pub thrower: Thrower,
+            library_dir: std::path::PathBuf,
+        }
+        impl Shims {
+            fn load(library: &'static Library, library_dir: &Path) -> std::result::Result<Shims, libloading::Error> {
+                // SAFETY: the types are those of the headers of torch 2.7 and later.
+                unsafe {
+                    Ok(Shims {
+                        $($field: *library.get(concat!($symbol, "\0"))?,)*
+                        call_dispatcher: CallDispatcher::load(library),
+                        current_cuda_stream: OnceLock::new(),
+                        thrower: Thrower::load(library)?,
+                        library_dir: library_dir.to_owned(),
+                    })
+                }
+            }
+        }
+    };
+}
+
+shims! {
+    dim = "aoti_torch_get_dim": fn(Handle, *mut i64) -> i32;
+    sizes = "aoti_torch_get_sizes": fn(Handle, *mut *const i64) -> i32;
+    strides = "aoti_torch_get_strides": fn(Handle, *mut *const i64) -> i32;
+    dtype = "aoti_torch_get_dtype": fn(Handle, *mut i32) -> i32;
+    device_type = "aoti_torch_get_device_type": fn(Handle, *mut i32) -> i32;
+    device_index = "aoti_torch_get_device_index": fn(Handle, *mut i32) -> i32;
+    data_ptr = "aoti_torch_get_data_ptr": fn(Handle, *mut *mut c_void) -> i32;
+    empty_strided = "aoti_torch_empty_strided": fn(i64, *const i64, *const i64, i32, i32, i32, *mut Handle) -> i32;
+    copy = "aoti_torch_copy_": fn(Handle, Handle, i32) -> i32;
+    delete = "aoti_torch_delete_tensor_object": fn(Handle) -> i32;
+    init_fragment = "aoti_torch_library_init_fragment": fn(*const c_char, *const c_char, u32, *mut *mut c_void) -> i32;
+    init_impl = "aoti_torch_library_init_impl": fn(*const c_char, *const c_char, *const c_char, u32, *mut *mut c_void) -> i32;
+    library_def = "aoti_torch_library_def": fn(*mut c_void, *const c_char) -> i32;
+    library_impl = "aoti_torch_library_impl": fn(*mut c_void, *const c_char, Boxed) -> i32;
+}
+
+type CurrentStream = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
+
+/// Calls an operator of torch by name; the versioned form is of torch 2.10.
+enum CallDispatcher {
+    Versioned(unsafe extern "C" fn(*const c_char, *const c_char, *mut Value, u64) -> i32),
+    Plain(unsafe extern "C" fn(*const c_char, *const c_char, *mut Value) -> i32),
+    Missing,
+}
+/// The value layout this was written against: torch 2.10.0.
+const BUILD_VERSION: u64 = (2 << 56) | (10 << 48);
+
+impl CallDispatcher {
+    fn load(library: &'static Library) -> CallDispatcher {
+        // SAFETY: the types are those of the headers.
+        unsafe {
+            if let Ok(call) = library.get(b"torch_call_dispatcher\0") {
+                return CallDispatcher::Versioned(*call);
+            }
+            library.get(b"aoti_torch_call_dispatcher\0").map_or(CallDispatcher::Missing, |call| CallDispatcher::Plain(*call))
+        }
+    }
+}
+
+static SHIMS: OnceLock<Shims> = OnceLock::new();
+
+/// The shims, once [`load`] has been called by the Python package.
+pub fn get() -> &'static Shims {
+    SHIMS.get().expect("metalcore/__init__.py loads the shims first")
+}
+
+/// Looks the shims up in the libraries of the folder torch/lib.
+pub fn load(library_dir: &Path) -> std::result::Result<(), String> {
+    if SHIMS.get().is_some() {
+        return Ok(());
+    }
+    let library = open(library_dir, "torch_cpu").map_err(|e| e.to_string())?;
+    let shims = Shims::load(library, library_dir).map_err(|e| format!("torch is too old (2.7 is needed): {e}"))?;
+    drop(SHIMS.set(shims)); // another thread was faster with the same
+    Ok(())
+}
+
+fn open(library_dir: &Path, name: &str) -> std::result::Result<&'static Library, libloading::Error> {
+    let file = format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    // SAFETY: torch has loaded it already: nothing is initialised again.
+    let library = unsafe { Library::new(library_dir.join(file)) }?;
+    Ok(Box::leak(Box::new(library)))
+}
+
+fn failed(what: &'static str) -> Error {
+    Error::Device { device: "torch", reason: format!("{what} failed") }
+}
+
+fn check(code: i32, what: &'static str) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(failed(what)) }
+}
+
+/// A tensor of torch that this value owns.
+pub struct Tensor(Handle);
+// SAFETY: an at::Tensor is counted atomically.
+unsafe impl Send for Tensor {}
+// SAFETY: as above; nothing here changes it.
+unsafe impl Sync for Tensor {}
+impl Drop for Tensor {
+    fn drop(&mut self) {
+        // SAFETY: owned, deleted once.
+        unsafe { (get().delete)(self.0) };
+    }
+}
+
+impl Tensor {
+    /// Takes a handle over.
+    ///
+    /// # Safety
+    /// The handle is live and nobody else deletes it.
+    pub unsafe fn from_handle(handle: Handle) -> Tensor {
+        Tensor(handle)
+    }
+    /// Gives the handle up.
+    pub fn into_handle(self) -> Handle {
+        let handle = self.0;
+        std::mem::forget(self);
+        handle
+    }
+    /// Looks at it.
+    pub fn peek(&self) -> Peek<'_> {
+        Peek { handle: self.0, _life: std::marker::PhantomData }
+    }
+    /// Uninitialised, contiguous.
+    pub fn empty(shape: &[usize], dtype: DType, device: (i32, i32)) -> Result<Tensor> {
+        let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+        Tensor::empty_code(&sizes, dtype_code(dtype), device)
+    }
+    fn empty_code(sizes: &[i64], dtype: i32, (device, index): (i32, i32)) -> Result<Tensor> {
+        let mut strides = vec![1; sizes.len()];
+        for i in (1..sizes.len()).rev() {
+            strides[i - 1] = strides[i] * sizes[i].max(1);
+        }
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: sizes and strides have as many entries as said.
+        let code = unsafe {
+            (get().empty_strided)(sizes.len() as i64, sizes.as_ptr(), strides.as_ptr(), dtype, device, index, &mut handle)
+        };
+        check(code, "allocating a tensor (out of memory?)")?;
+        Ok(Tensor(handle))
+    }
+    /// Bytes of scratch memory on a device.
+    pub fn scratch(bytes: usize, device: (i32, i32)) -> Result<Tensor> {
+        const UINT8: i32 = 0;
+        Tensor::empty_code(&[bytes as i64], UINT8, device)
+    }
+}
+
+/// A tensor that somebody else keeps alive.
+#[derive(Clone, Copy)]
+pub struct Peek<'a> {
+    handle: Handle,
+    _life: std::marker::PhantomData<&'a ()>,
+}
+
+impl<'a> Peek<'a> {
+    /// A tensor by the address of its TensorImpl pointer, which is what an at::Tensor is.
+    ///
+    /// # Safety
+    /// `imp` holds the TensorImpl pointer of a live tensor.
+    pub unsafe fn from_impl(imp: &'a usize) -> Peek<'a> {
+        Peek { handle: std::ptr::from_ref(imp).cast_mut().cast(), _life: std::marker::PhantomData }
+    }
+    fn number<T: Default>(&self, read: unsafe extern "C" fn(Handle, *mut T) -> i32) -> T {
+        let mut value = T::default();
+        // SAFETY: the tensor is live. These readers do not fail on a live tensor.
+        unsafe { read(self.handle, &mut value) };
+        value
+    }
+    fn list(&self, read: unsafe extern "C" fn(Handle, *mut *const i64) -> i32) -> &'a [i64] {
+        let dim: i64 = self.number(get().dim);
+        let mut pointer = std::ptr::null();
+        // SAFETY: the tensor is live and has `dim` sizes and strides, which live as long as it does.
+        unsafe {
+            if read(self.handle, &mut pointer) != 0 || dim == 0 {
+                return &[];
+            }
+            std::slice::from_raw_parts(pointer, dim as usize)
+        }
+    }
+    /// Sizes.
+    pub fn shape(&self) -> Vec<usize> {
+        self.list(get().sizes).iter().map(|size| *size as usize).collect()
+    }
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.list(get().sizes).iter().product::<i64>() as usize
+    }
+    /// Element type, if it is one of ours.
+    pub fn dtype(&self) -> Option<DType> {
+        let code = self.number(get().dtype);
+        DType::ALL.into_iter().find(|dtype| dtype_code(*dtype) == code)
+    }
+    /// Device type and index.
+    pub fn device(&self) -> (i32, i32) {
+        (self.number(get().device_type), self.number(get().device_index))
+    }
+    /// First element.
+    pub fn address(&self) -> *mut u8 {
+        let mut pointer = std::ptr::null_mut();
+        // SAFETY: the tensor is live.
+        unsafe { (get().data_ptr)(self.handle, &mut pointer) };
+        pointer.cast()
+    }
+    /// Whether rows follow each other without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let sizes = self.list(get().sizes);
+        let mut expected = 1;
+        sizes.contains(&0)
+            || sizes.iter().zip(self.list(get().strides)).rev().all(|(size, stride)| {
+                let fits = *size == 1 || *stride == expected;
+                expected *= size;
+                fits
+            })
+    }
+    /// All that a list operator needs, read at once.
+    pub fn describe(&self) -> Description {
+        Description {
+            numel: self.numel(),
+            dtype: self.dtype(),
+            contiguous: self.is_contiguous(),
+            address: self.address(),
+        }
+    }
+    /// A contiguous copy.
+    pub fn contiguous(&self) -> Result<Tensor> {
+        let copy = Tensor::empty_code(self.list(get().sizes), self.number(get().dtype), self.device())?;
+        // SAFETY: both are live.
+        check(unsafe { (get().copy)(copy.0, self.handle, 0) }, "copying a tensor")?;
+        Ok(copy)
+    }
+}
+
+/// What [`Peek::describe`] reads.
+#[derive(Clone, Copy)]
+pub struct Description {
+    /// Number of elements.
+    pub numel: usize,
+    /// Element type, if it is one of ours.
+    pub dtype: Option<DType>,
+    /// Whether rows follow each other without gaps.
+    pub contiguous: bool,
+    /// First element.
+    pub address: *mut u8,
+}
+
+const fn dtype_code(dtype: DType) -> i32 {
+    match dtype {
+        DType::F16 => 5,
+        DType::F32 => 6,
+        DType::F64 => 7,
+        DType::BF16 => 15,
+    }
+}
+
+/// torch's current stream on a GPU.
+pub fn current_cuda_stream(index: i32) -> Result<*mut c_void> {
+    let shims = get();
+    let read = shims.current_cuda_stream.get_or_init(|| {
+        let library = open(&shims.library_dir, "torch_cuda").ok()?;
+        // SAFETY: the type is that of the header.
+        unsafe { library.get(b"aoti_torch_get_current_cuda_stream\0").ok().map(|read| *read) }
+    });
+    let read = read.ok_or_else(|| failed("looking up torch's CUDA stream"))?;
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: writes one pointer.
+    check(unsafe { read(index, &mut stream) }, "reading torch's CUDA stream")?;
+    Ok(stream)
+}
+
+/// Whether [`call`] works with this torch.
+pub fn can_call() -> bool {
+    !matches!(get().call_dispatcher, CallDispatcher::Missing)
+}
+
+/// Calls a functional operator of torch whose inputs and outputs are tensors, after which come `int` inputs.
+pub fn call<const OUT: usize>(name: &CStr, tensors: Vec<Tensor>, ints: &[i64]) -> Result<[Tensor; OUT]> {
+    let inputs = tensors.len() + ints.len();
+    let mut stack: Vec<Value> = tensors.into_iter().map(|tensor| tensor.into_handle() as Value).collect();
+    stack.extend(ints.iter().map(|int| *int as Value));
+    stack.resize(inputs.max(OUT), 0);
+    let overload = c"";
+    // SAFETY: the stack has room for inputs and outputs; the callee takes the input handles over.
+    let code = unsafe {
+        match get().call_dispatcher {
+            CallDispatcher::Versioned(call) => call(name.as_ptr(), overload.as_ptr(), stack.as_mut_ptr(), BUILD_VERSION),
+            CallDispatcher::Plain(call) => call(name.as_ptr(), overload.as_ptr(), stack.as_mut_ptr()),
+            CallDispatcher::Missing => 1,
+        }
+    };
+    check(code, "calling an operator of torch")?;
+    // SAFETY: the callee has put as many new handles there.
+    Ok(std::array::from_fn(|i| unsafe { Tensor::from_handle(stack[i] as Handle) }))
+}
+
+/// An operator: its schema, and its boxed kernels by dispatch key.
+pub struct Operator {
+    /// Name without the namespace.
+    pub name: &'static str,
+    /// What follows the name in the schema.
+    pub signature: &'static str,
+    /// `CPU`, `CUDA`.
+    pub kernels: &'static [(&'static str, Boxed)],
+}
+
+/// Registers operators in torch's dispatcher under `metalcore::`. They stay for the life of the process.
+pub fn register(operators: &[Operator]) -> Result<()> {
+    let shims = get();
+    let text = |text: &str| CString::new(text).expect("names have no zero byte");
+    let (namespace, file) = (text("metalcore"), text(file!()));
+    // SAFETY: the strings live through the calls, which copy them; library objects are never freed.
+    unsafe {
+        let mut fragment = std::ptr::null_mut();
+        check((shims.init_fragment)(namespace.as_ptr(), file.as_ptr(), line!(), &mut fragment), "making a library")?;
+        for operator in operators {
+            let schema = text(&format!("{}{}", operator.name, operator.signature));
+            check((shims.library_def)(fragment, schema.as_ptr()), "defining an operator")?;
+        }
+        for key in ["CPU", "CUDA"] {
+            let mut library = std::ptr::null_mut();
+            let key_text = text(key);
+            let code = (shims.init_impl)(namespace.as_ptr(), key_text.as_ptr(), file.as_ptr(), line!(), &mut library);
+            check(code, "making a library")?;
+            for operator in operators {
+                for (_, kernel) in operator.kernels.iter().filter(|(k, _)| *k == key) {
+                    let name = text(operator.name);
+                    check((shims.library_impl)(library, name.as_ptr(), *kernel), "registering a kernel")?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! The operations, one folder each.
+
+pub mod adamw;
+pub mod qr;
+pub mod rms_norm;

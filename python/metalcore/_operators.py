@@ -1,0 +1,94 @@
+"""The operators torch.ops.metalcore.*: native kernels for cpu and cuda, and the same host code over
+torch.mps.compile_shader for mps (or over its stand-in for cpu tensors, with config.emulate)."""
+
+import functools
+import pathlib
+from typing import Any
+
+import torch
+
+from . import _native, config
+
+_native.load(pathlib.Path(torch.__file__).parent / "lib")
+
+# Operators that the Metal host code implements under the same name.
+_SHARED = ("qr", "rms_norm_fwd", "rms_norm_bwd", "add_rms_norm_fwd", "add_rms_norm_bwd")
+
+
+@functools.cache
+def metal_device(place: str) -> _native.MetalDevice:
+    """The Metal host code for tensors on ``place``: 'mps', or 'cpu' through the emulator."""
+    compiler = torch.mps.compile_shader if place == "mps" else _native.compile_shader
+    return _native.MetalDevice(compiler, place)
+
+
+def _implement(key: str, place: str, library: torch.library.Library) -> None:
+    def make(name: str) -> Any:
+        def operator(*args: Any) -> Any:
+            return getattr(metal_device(place), name)(*args)
+
+        return operator
+
+    for name in _SHARED:
+        library.impl(name, make(name), key, allow_override=True)
+
+
+_mps = torch.library.Library("metalcore", "FRAGMENT")
+_implement("MPS", "mps", _mps)
+_emulated: list[torch.library.Library] = []
+
+
+def _emulate(on: bool) -> None:
+    if on and not _emulated:
+        _emulated.append(torch.library.Library("metalcore", "FRAGMENT"))
+        _implement("CPU", "cpu", _emulated[0])
+    elif not on and _emulated:
+        _emulated.pop()._destroy()
+
+
+config._on_emulate.append(_emulate)
+_emulate(config.emulate)
+
+
+def metal_for(tensor: torch.Tensor) -> "_native.MetalDevice | None":
+    """The Metal host code that takes this tensor, or None where native code does."""
+    if tensor.device.type == "mps":
+        return metal_device("mps")
+    return metal_device("cpu") if config.emulate and tensor.device.type == "cpu" else None
+
+
+def has_metal_kernels() -> bool:
+    """Whether an Apple GPU is usable now."""
+    return torch.backends.mps.is_available()
+
+
+def has_cuda_kernels() -> bool:
+    """Whether an NVIDIA GPU is usable now."""
+    return torch.cuda.is_available() and _native.cuda_available()
+
+
+def needs_grad(*tensors: "torch.Tensor | None") -> bool:
+    """Whether autograd has to record a call on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def check_tensors(op: str, **tensors: "torch.Tensor | None") -> None:
+    """One device and real floating types for every tensor; f64 nowhere on mps."""
+    device = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{op}: {name}: got {type(tensor).__name__}, expected a tensor")
+        if not tensor.is_floating_point():
+            if tensor.is_complex():
+                raise NotImplementedError(f"{op}: {name}: got dtype {tensor.dtype}, complex input is not built")
+            raise TypeError(f"{op}: {name}: got dtype {tensor.dtype}, expected a floating dtype")
+        if device is None:
+            device = tensor.device
+            if device.type not in ("cpu", "cuda", "mps", "meta"):
+                raise NotImplementedError(f"{op}: {name}: got device {device}, expected cpu, cuda or mps")
+        elif tensor.device != device:
+            raise ValueError(f"{op}: {name}: got device {tensor.device}, expected {device}")
+        if tensor.dtype == torch.float64 and metal_for(tensor) is not None:
+            raise TypeError(f"{op}: {name}: got dtype torch.float64, which the device mps does not have")

@@ -1,0 +1,226 @@
+"""AdamW: a whole parameter group in a constant number of launches."""
+
+from operator import is_
+from typing import Any, Callable, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._operators import metal_for
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _state_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# The operator, for who calls the step as a function of tensors (torch.compile, metalcore_backend).
+_library = torch.library.Library("metalcore", "FRAGMENT")
+_library.define(
+    "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+    " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!) steps, Tensor? lr_tensor, Tensor? grad_scale, Tensor? found_inf, *,"
+    " float lr, float beta1, float beta2, float eps, float weight_decay, bool maximize) -> ()"
+)
+
+
+@torch.library.impl(_library, "adamw_", "CompositeExplicitAutograd")
+def _adamw_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr_tensor, grad_scale, found_inf, **scalars):
+    if not params:
+        return
+    lists = [list(l) for l in (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)]
+    _native.adamw_(*lists, steps, lr_tensor, grad_scale, found_inf, scalars, metal_for(lists[0][0]))
+
+
+@torch.library.register_fake("metalcore::adamw_", lib=_library)
+def _(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr_tensor, grad_scale, found_inf, **scalars):
+    return None
+
+
+class _Bucket(NamedTuple):
+    """Parameters of a group that one call updates (one device, one dtype), with their state."""
+
+    params: list
+    states: list
+    exp_avgs: list
+    exp_avg_sqs: list
+    max_exp_avg_sqs: list
+    steps: Tensor
+    step_views: list
+
+    def valid(self, params: list, state: dict) -> bool:
+        """Whether these are still the parameters, and this their state."""
+        return (
+            len(params) == len(self.params)
+            and all(map(is_, params, self.params))
+            and all(map(is_, map(state.get, params), self.states))
+            and all(s["exp_avg"] is m and s["step"] is t for s, m, t in zip(self.states, self.exp_avgs, self.step_views))
+        )
+
+
+def _linear(tensor: Tensor) -> Tensor:
+    """A contiguous view of the same memory where the tensor has no gaps (a transposed one, say), else itself."""
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size > 1 and stride != expected:
+            return tensor
+        expected *= size
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+class MetalAdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` with the step of a whole group in a constant number of launches.
+
+    Same arguments, parameter groups, hooks, closures and state_dict (both ways). All arithmetic in float32 (float64 for
+    float64): half parameters keep float32 moments and are rounded once. lr may be a tensor. ``foreach``, ``fused`` and
+    ``capturable`` are accepted: there is one implementation, and it can always be captured in a CUDA graph.
+    ``differentiable=True`` runs torch's own differentiable formula. GradScaler's found_inf and grad_scale are looked at
+    on the device: nothing waits for it.
+
+    step: m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; p <- p (1 - lr wd) - lr / (1 - b1^t) m / (sqrt(v) /
+    sqrt(1 - b2^t) + eps), v the largest so far with amsgrad. Source: Loshchilov & Hutter, arXiv 1711.05101.
+
+    Raises ValueError for a hyperparameter out of range or foreach with fused, NotImplementedError for sparse gradients
+    and complex parameters.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        betas: tuple = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: Optional[bool] = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: Optional[bool] = None,
+    ) -> None:
+        if foreach and fused:
+            raise ValueError("MetalAdamW: fused: got foreach=True and fused=True, expected at most one of them")
+        if differentiable and fused:
+            raise ValueError("MetalAdamW: differentiable: got True with fused=True, expected at most one of them")
+        rate = lr.reshape(()) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+        super().__init__(
+            params, rate, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=True, differentiable=differentiable
+        )
+        for group in (*self.param_groups, self.defaults):
+            group.update(foreach=foreach, capturable=capturable, fused=fused)
+        self._step_supports_amp_scaling = True
+        self._buckets: dict[tuple, _Bucket] = {}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._step_supports_amp_scaling = True
+        self._buckets = {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch, but float32 moments stay float32 whatever the parameter's dtype; half ones are widened."""
+        super().load_state_dict(state_dict)
+        saved = state_dict["state"]
+        ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for i, p in zip(ids, params):
+            for key, value in saved.get(i, {}).items():
+                if isinstance(value, Tensor) and key != "step":
+                    self.state[p][key] = value.detach().to(device=p.device, dtype=_state_dtype(p.dtype), copy=True)
+        self._buckets = {}
+
+    @torch.no_grad()
+    def _bucket(self, key: tuple, params: list, amsgrad: bool) -> _Bucket:
+        """The state of ``params``, made where it is missing; steps become views of one tensor."""
+        bucket = self._buckets.get(key)
+        if bucket is not None and bucket.valid(params, self.state):
+            return bucket
+        device, dtype = params[0].device, _state_dtype(params[0].dtype)
+        for p in params:
+            if p.dtype not in _FLOATS:
+                raise NotImplementedError(f"MetalAdamW: params: got dtype {p.dtype}, expected a real floating dtype")
+        states = [self.state[p] for p in params]
+        for p, state in zip(params, states):
+            for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])):
+                value = state.get(name)
+                if value is None:
+                    state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+                elif value.dtype != dtype or value.device != device or value.stride() != p.stride():
+                    state[name] = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value)
+        counts = [torch.as_tensor(s.get("step", 0.0), dtype=torch.float32, device=device).reshape(()) for s in states]
+        steps = torch.stack(counts)
+        views = list(steps.unbind())
+        for state, view in zip(states, views):
+            state["step"] = view
+        moments = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq")]
+        largest = [s["max_exp_avg_sq"] for s in states] if amsgrad else []
+        self._buckets[key] = _Bucket(params, states, *moments, largest, steps, views)
+        return self._buckets[key]
+
+    def _update(self, bucket: _Bucket, grads: list, group: dict) -> None:
+        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        device = bucket.steps.device
+        scale = None if scale is None else scale.to(device=device, dtype=torch.float32)
+        found = None if found is None else found.to(device=device, dtype=torch.float32)
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        rate = lr.to(device=device, dtype=torch.float32) if isinstance(lr, Tensor) else None
+        beta1, beta2 = float(beta1), float(beta2)
+        scalars = {
+            "lr": 0.0 if rate is not None else float(lr),
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": float(group["eps"]),
+            "weight_decay": float(group["weight_decay"]),
+            "maximize": bool(group["maximize"]),
+        }
+        lists = [bucket.params, grads, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.max_exp_avg_sqs]
+        copies = []
+        if not all(t.is_contiguous() for l in lists for t in l):
+            lists, copies = self._contiguous(lists)
+        _native.adamw_(*lists, bucket.steps, rate, scale, found, scalars, metal_for(bucket.steps))
+        for original, copy in copies:
+            original.copy_(copy)
+        torch.autograd.graph.increment_version(bucket.params)
+
+    @staticmethod
+    def _contiguous(lists: list) -> tuple[list, list]:
+        """Contiguous stand-ins: views of the same memory where p, g and their state are laid out alike, else copies
+        (and which of them to copy back)."""
+        rows, copies = [], []
+        for row in zip(*(l for l in lists if l)):
+            views = [_linear(t) for t in row]
+            if not all(v.is_contiguous() for v in views) or len({t.stride() for t in row}) > 1:
+                views = [t.contiguous() for t in row]
+                copies += [(t, v) for i, (t, v) in enumerate(zip(row, views)) if i != 1 and v is not t]
+            rows.append(views)
+        columns = [list(column) for column in zip(*rows)]
+        return columns + [[]] * (5 - len(columns)), copies
+
+    def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
+        """One step. ``closure`` reevaluates the model and returns the loss, as in torch."""
+        if any(group["differentiable"] for group in self.param_groups):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = []
+        for index, group in enumerate(self.param_groups):
+            pairs: dict[tuple, tuple[list, list]] = {}
+            for p in group["params"]:
+                g = p.grad
+                if g is None:
+                    continue
+                if g.layout is not torch.strided:
+                    raise NotImplementedError(f"MetalAdamW: grad: got layout {g.layout}, expected dense gradients")
+                params, grads = pairs.setdefault((index, p.device, p.dtype, g.dtype), ([], []))
+                params.append(p)
+                grads.append(g)
+            work += [(key, params, grads, group) for key, (params, grads) in pairs.items()]
+        with torch.no_grad():
+            for key, params, grads, group in work:
+                self._update(self._bucket(key, params, group["amsgrad"]), grads, group)
+        return loss

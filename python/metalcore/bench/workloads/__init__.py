@@ -1,0 +1,31 @@
+"""The selectors of the command line. To add one, write a workload module with `cases` and
+`host_calls`, and give it a line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Dict, Iterable, Sequence, Tuple
+
+from ..rows import Case, Context, HostCall
+from . import adamw, qr, rms_norm
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One table: its flag, what it holds, its cases and its launch-bound calls."""
+
+    name: str
+    title: str
+    cases: Callable[[Context], Iterable[Case]]
+    host_calls: Callable[[Context], Iterable[HostCall]]
+
+
+SELECTORS: Tuple[Selector, ...] = (
+    Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
+    Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
+    Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
+)
+
+GROUPS: Dict[str, Sequence[str]] = {
+    "training": ("rmsnorm", "adamw"),
+}

@@ -1,0 +1,7 @@
+"""`python -m metalcore.demo`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

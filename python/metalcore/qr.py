@@ -1,0 +1,118 @@
+"""QR factorisation of batches of matrices."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ._errors import translate, wrong
+from ._operators import check_tensors, needs_grad
+
+_op = torch.ops.metalcore.qr.default
+_MODES = {"reduced": 0, "complete": 1, "r": 2}
+
+
+class QR(NamedTuple):
+    """Result of :func:`qr`."""
+
+    Q: torch.Tensor
+    R: torch.Tensor
+
+
+@torch.library.register_fake("metalcore::qr")
+def _fake(A: torch.Tensor, mode: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    *batch, m, n = A.shape
+    k = torch.sym_min(m, n)
+    inner = m if mode == 1 else k
+    q = A.new_empty((0,) if mode == 2 else (*batch, m, inner))
+    return q, A.new_empty((*batch, inner, n))
+
+
+def _triangle_and_mirror(X: torch.Tensor) -> torch.Tensor:
+    """Symmetric, with the lower triangle of X."""
+    lower = X.tril(-1)
+    return lower + lower.mT + torch.diag_embed(X.diagonal(dim1=-2, dim2=-1))
+
+
+def _backward_tall(Q: torch.Tensor, R: torch.Tensor, gQ: torch.Tensor, gR: torch.Tensor) -> torch.Tensor:
+    """gA = (gQ + Q sym(R gR' - gQ' Q)) R^-T, M >= N (Seeger et al., arXiv 1710.08717)."""
+    M = R @ gR.mT - gQ.mT @ Q
+    return torch.linalg.solve_triangular(R.mT, gQ + Q @ _triangle_and_mirror(M), upper=False, left=False)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    A, mode = inputs
+    ctx.mode, ctx.shape = mode, A.shape
+    ctx.save_for_backward(A, *output)
+
+
+def _backward(ctx: Any, gQ: torch.Tensor, gR: torch.Tensor) -> tuple[torch.Tensor, None]:
+    A, Q, R = ctx.saved_tensors
+    m, n = ctx.shape[-2:]
+    if ctx.mode == 2:
+        raise RuntimeError("qr: mode: the derivative depends on Q, which mode='r' does not compute; use mode='reduced'")
+    if ctx.mode == 1 and m > n:
+        raise RuntimeError("qr: mode: the derivative of mode='complete' is not defined for more rows than columns")
+    gQ = torch.zeros_like(Q) if gQ is None else gQ
+    gR = torch.zeros_like(R) if gR is None else gR
+    gR = gR.triu()
+    if m >= n:
+        return _backward_tall(Q, R, gQ, gR), None
+    # A = [X | Y], R = [U | V]: X = Q U decides Q, and V = Q' Y.
+    Y, U, gU, gV = A[..., m:], R[..., :m], gR[..., :m], gR[..., m:]
+    gX = _backward_tall(Q, U, gQ + Y @ gV.mT, gU)
+    return torch.cat([gX, Q @ gV], -1), None
+
+
+torch.library.register_autograd("metalcore::qr", _backward, setup_context=_setup_context)
+
+
+@torch.library.register_vmap("metalcore::qr")
+def _vmap(info: Any, in_dims: tuple, A: torch.Tensor, mode: int = 0) -> tuple[tuple, tuple]:
+    q, r = _op(A.movedim(in_dims[0], 0), mode)
+    return (q, r), (None if mode == 2 else 0, 0)
+
+
+def qr(A: torch.Tensor, mode: str = "reduced") -> QR:
+    """A = Q R, Q with orthonormal columns, R upper triangular.
+
+    A is (..., M, N), any sizes; float32 and float64 (float16 and bfloat16: computed in float32, rounded once). K = min(M, N).
+
+    ==============  ================  ================
+    ``mode``        Q                 R
+    ==============  ================  ================
+    ``'reduced'``   (..., M, K)       (..., K, N)
+    ``'complete'``  (..., M, M)       (..., M, N)
+    ``'r'``         empty, (0,)       (..., K, N)
+    ==============  ================  ================
+
+    Signs are LAPACK's (geqrf): R's diagonal may be negative, as in ``torch.linalg.qr``. R is exactly zero below its
+    diagonal. The error is that of single-precision LAPACK: \\|A - Q R\\| and \\|I - Q'Q\\| of a few n u. NaN and Inf
+    propagate within their matrix. Differentiable as ``torch.linalg.qr``. Does not wait for the GPU.
+
+    Raises ValueError for fewer than two dimensions or an unknown mode, TypeError for an integer dtype,
+    NotImplementedError for a complex one.
+
+    >>> Q, R = metalcore.qr(torch.randn(500, 16, 16))
+    """
+    code = _MODES.get(mode) if isinstance(mode, str) else None
+    if code is None:
+        raise ValueError(wrong("qr", "mode", repr(mode), "'reduced', 'complete' or 'r'"))
+    check_tensors("qr", A=A)
+    if A.ndim < 2:
+        raise ValueError(wrong("qr", "A", f"shape {list(A.shape)}", "at least 2 dimensions"))
+    half = A.dtype in (torch.float16, torch.bfloat16)
+    work = A.float() if half else A
+    try:
+        if torch.compiler.is_compiling() or needs_grad(work):
+            q, r = _op(work, code)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                q, r = _op(work, code)
+    except RuntimeError as error:
+        raise translate(error) from None
+    return QR(q.to(A.dtype), r.to(A.dtype)) if half else QR(q, r)
+
+
+def qr_batched(A: torch.Tensor) -> QR:
+    """``qr(A)``, under the name it always had for batches (..., M, N)."""
+    return qr(A)
