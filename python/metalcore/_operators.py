@@ -9,7 +9,7 @@ import torch
 
 from . import _native, config
 
-_native.load(pathlib.Path(torch.__file__).parent / "lib")
+_native.load(pathlib.Path(torch.__file__).parent / "lib", torch.empty(0))
 
 # Operators that the Metal host code implements under the same name.
 _SHARED = ("qr", "rms_norm_fwd", "rms_norm_bwd", "add_rms_norm_fwd", "add_rms_norm_bwd")
@@ -69,7 +69,11 @@ def has_cuda_kernels() -> bool:
 
 def needs_grad(*tensors: "torch.Tensor | None") -> bool:
     """Whether autograd has to record a call on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def check_tensors(op: str, **tensors: "torch.Tensor | None") -> None:

@@ -1,6 +1,5 @@
 """AdamW: a whole parameter group in a constant number of launches."""
 
-from operator import is_
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
@@ -30,7 +29,7 @@ def _adamw_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr_ten
     if not params:
         return
     lists = [list(l) for l in (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)]
-    _native.adamw_(*lists, steps, lr_tensor, grad_scale, found_inf, scalars, metal_for(lists[0][0]))
+    _native.adamw_(lists, steps, lr_tensor, grad_scale, found_inf, scalars, metal_for(lists[0][0]))
 
 
 @torch.library.register_fake("metalcore::adamw_", lib=_library)
@@ -42,21 +41,11 @@ class _Bucket(NamedTuple):
     """Parameters of a group that one call updates (one device, one dtype), with their state."""
 
     params: list
-    states: list
     exp_avgs: list
     exp_avg_sqs: list
     max_exp_avg_sqs: list
     steps: Tensor
-    step_views: list
-
-    def valid(self, params: list, state: dict) -> bool:
-        """Whether these are still the parameters, and this their state."""
-        return (
-            len(params) == len(self.params)
-            and all(map(is_, params, self.params))
-            and all(map(is_, map(state.get, params), self.states))
-            and all(s["exp_avg"] is m and s["step"] is t for s, m, t in zip(self.states, self.exp_avgs, self.step_views))
-        )
+    native: Any  # None on mps, where every launch is a Python call anyway
 
 
 def _linear(tensor: Tensor) -> Tensor:
@@ -113,7 +102,7 @@ class MetalAdamW(torch.optim.AdamW):
         for group in (*self.param_groups, self.defaults):
             group.update(foreach=foreach, capturable=capturable, fused=fused)
         self._step_supports_amp_scaling = True
-        self._buckets: dict[tuple, _Bucket] = {}
+        self._buckets: dict[int, _Bucket] = {}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -133,18 +122,15 @@ class MetalAdamW(torch.optim.AdamW):
         self._buckets = {}
 
     @torch.no_grad()
-    def _bucket(self, key: tuple, params: list, amsgrad: bool) -> _Bucket:
+    def _bucket(self, params: list, amsgrad: bool) -> _Bucket:
         """The state of ``params``, made where it is missing; steps become views of one tensor."""
-        bucket = self._buckets.get(key)
-        if bucket is not None and bucket.valid(params, self.state):
-            return bucket
         device, dtype = params[0].device, _state_dtype(params[0].dtype)
-        for p in params:
-            if p.dtype not in _FLOATS:
-                raise NotImplementedError(f"MetalAdamW: params: got dtype {p.dtype}, expected a real floating dtype")
+        if params[0].dtype not in _FLOATS:
+            raise NotImplementedError(f"MetalAdamW: params: got dtype {params[0].dtype}, expected a real floating dtype")
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
         states = [self.state[p] for p in params]
         for p, state in zip(params, states):
-            for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])):
+            for name in names:
                 value = state.get(name)
                 if value is None:
                     state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
@@ -155,35 +141,40 @@ class MetalAdamW(torch.optim.AdamW):
         views = list(steps.unbind())
         for state, view in zip(states, views):
             state["step"] = view
-        moments = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq")]
-        largest = [s["max_exp_avg_sq"] for s in states] if amsgrad else []
-        self._buckets[key] = _Bucket(params, states, *moments, largest, steps, views)
-        return self._buckets[key]
+        moments = [[s[name] for s in states] for name in names]
+        if not amsgrad:
+            moments.append([])
+        native = None
+        if metal_for(steps) is None:
+            native = _native.AdamWGroup(params, states, *moments, steps, views, self.state)
+        return _Bucket(params, *moments, steps, native)
 
-    def _update(self, bucket: _Bucket, grads: list, group: dict) -> None:
-        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        device = bucket.steps.device
-        scale = None if scale is None else scale.to(device=device, dtype=torch.float32)
-        found = None if found is None else found.to(device=device, dtype=torch.float32)
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        rate = lr.to(device=device, dtype=torch.float32) if isinstance(lr, Tensor) else None
-        beta1, beta2 = float(beta1), float(beta2)
-        scalars = {
-            "lr": 0.0 if rate is not None else float(lr),
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": float(group["eps"]),
-            "weight_decay": float(group["weight_decay"]),
-            "maximize": bool(group["maximize"]),
+    def _scalars(self, group: dict, device: torch.device) -> tuple[list, dict]:
+        """Tensors that are read on the device (lr, grad_scale, found_inf; None where absent), and numbers."""
+        tensors = [group["lr"], getattr(self, "grad_scale", None), getattr(self, "found_inf", None)]
+        tensors = [t.to(device=device, dtype=torch.float32) if isinstance(t, Tensor) else None for t in tensors]
+        beta1, beta2 = group["betas"]
+        return tensors, {
+            "lr": 0.0 if tensors[0] is not None else group["lr"],
+            "beta1": float(beta1),
+            "beta2": float(beta2),
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
         }
-        lists = [bucket.params, grads, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.max_exp_avg_sqs]
-        copies = []
+
+    def _update(self, params: list, grads: list, group: dict) -> _Bucket:
+        """The step of parameters of one device and dtype, with gradients of one dtype, of any layout."""
+        bucket = self._bucket(params, group["amsgrad"])
+        tensors, scalars = self._scalars(group, bucket.steps.device)
+        lists = [params, grads, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.max_exp_avg_sqs]
+        copies: list = []
         if not all(t.is_contiguous() for l in lists for t in l):
             lists, copies = self._contiguous(lists)
-        _native.adamw_(*lists, bucket.steps, rate, scale, found, scalars, metal_for(bucket.steps))
+        _native.adamw_(lists, bucket.steps, *tensors, scalars, metal_for(bucket.steps))
         for original, copy in copies:
             original.copy_(copy)
-        torch.autograd.graph.increment_version(bucket.params)
+        return bucket
 
     @staticmethod
     def _contiguous(lists: list) -> tuple[list, list]:
@@ -207,20 +198,46 @@ class MetalAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
-        for index, group in enumerate(self.param_groups):
-            pairs: dict[tuple, tuple[list, list]] = {}
-            for p in group["params"]:
-                g = p.grad
-                if g is None:
-                    continue
-                if g.layout is not torch.strided:
-                    raise NotImplementedError(f"MetalAdamW: grad: got layout {g.layout}, expected dense gradients")
-                params, grads = pairs.setdefault((index, p.device, p.dtype, g.dtype), ([], []))
-                params.append(p)
-                grads.append(g)
-            work += [(key, params, grads, group) for key, (params, grads) in pairs.items()]
         with torch.no_grad():
-            for key, params, grads, group in work:
-                self._update(self._bucket(key, params, group["amsgrad"]), grads, group)
+            slow = [i for i, group in enumerate(self.param_groups) if not self._step_again(i, group)]
+            # Every gradient is looked at before anything is changed.
+            work = [(i, *self._sorted(self.param_groups[i])) for i in slow]
+            for index, pairs, complete in work:
+                group = self.param_groups[index]
+                for params, grads in pairs:
+                    bucket = self._update(params, grads, group)
+                    torch.autograd.graph.increment_version(params)
+                if complete:
+                    self._buckets[index] = bucket
         return loss
+
+    def _step_again(self, index: int, group: dict) -> bool:
+        """The step of a group whose parameters, gradients and state are those of the step before, without a loop in
+        Python; False: they are not, and nothing was done."""
+        bucket = self._buckets.get(index)
+        if bucket is None or bucket.native is None or bool(bucket.max_exp_avg_sqs) != group["amsgrad"]:
+            return False
+        params = group["params"]
+        grads = [p.grad for p in params]
+        tensors, scalars = self._scalars(group, bucket.steps.device)
+        if not bucket.native.step(params, grads, self.state, tensors, scalars):
+            del self._buckets[index]
+            return False
+        torch.autograd.graph.increment_version(params)
+        return True
+
+    @staticmethod
+    def _sorted(group: dict) -> tuple[list, bool]:
+        """(params, grads) with a gradient, by device, dtype and gradient's dtype; whether these are all, of one kind."""
+        pairs: dict[tuple, tuple[list, list]] = {}
+        for p in group["params"]:
+            g = p.grad
+            if g is None:
+                continue
+            if g.layout is not torch.strided:
+                raise NotImplementedError(f"MetalAdamW: grad: got layout {g.layout}, expected dense gradients")
+            params, grads = pairs.setdefault((p.device, p.dtype, g.dtype), ([], []))
+            params.append(p)
+            grads.append(g)
+        whole = [params for params, _ in pairs.values()]
+        return list(pairs.values()), len(whole) == 1 and len(whole[0]) == len(group["params"])

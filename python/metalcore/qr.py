@@ -9,6 +9,7 @@ from ._operators import check_tensors, needs_grad
 
 _op = torch.ops.metalcore.qr.default
 _MODES = {"reduced": 0, "complete": 1, "r": 2}
+_EXACT = (torch.float32, torch.float64)
 
 
 class QR(NamedTuple):
@@ -97,20 +98,18 @@ def qr(A: torch.Tensor, mode: str = "reduced") -> QR:
     code = _MODES.get(mode) if isinstance(mode, str) else None
     if code is None:
         raise ValueError(wrong("qr", "mode", repr(mode), "'reduced', 'complete' or 'r'"))
-    check_tensors("qr", A=A)
-    if A.ndim < 2:
-        raise ValueError(wrong("qr", "A", f"shape {list(A.shape)}", "at least 2 dimensions"))
-    half = A.dtype in (torch.float16, torch.bfloat16)
-    work = A.float() if half else A
+    if not isinstance(A, torch.Tensor) or A.dtype not in _EXACT:
+        check_tensors("qr", A=A)
+        q, r = qr(A.float(), mode)  # half types: computed in float32, rounded once
+        return QR(q.to(A.dtype), r.to(A.dtype))
     try:
-        if torch.compiler.is_compiling() or needs_grad(work):
-            q, r = _op(work, code)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                q, r = _op(work, code)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or needs_grad(A):
+            return QR(*_op(A, code))
+        with torch._C._AutoDispatchBelowAutograd():
+            return QR(*_op(A, code))
     except RuntimeError as error:
+        check_tensors("qr", A=A)
         raise translate(error) from None
-    return QR(q.to(A.dtype), r.to(A.dtype)) if half else QR(q, r)
 
 
 def qr_batched(A: torch.Tensor) -> QR:

@@ -13,6 +13,7 @@ _fwd = torch.ops.metalcore.rms_norm_fwd.default
 _bwd = torch.ops.metalcore.rms_norm_bwd.default
 _add_fwd = torch.ops.metalcore.add_rms_norm_fwd.default
 _add_bwd = torch.ops.metalcore.add_rms_norm_bwd.default
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -83,7 +84,8 @@ def _backward(ctx: Any, dy: Tensor, d_rstd: Any) -> tuple:
     if torch.is_grad_enabled() and needs_grad(dy, x, weight):
         dx, dw = _backward_formula(dy, x, weight, rstd, ctx.normalized)
     else:
-        dx, dw = _bwd(dy, x, weight, rstd, ctx.normalized)
+        with _BelowAutograd():
+            dx, dw = _bwd(dy, x, weight, rstd, ctx.normalized)
     return dx, _dw(ctx, weight, dw), None, None
 
 
@@ -100,7 +102,8 @@ def _add_backward(ctx: Any, dy: Tensor, d_sum: Tensor, d_rstd: Any) -> tuple:
         dx, dw = _backward_formula(dy, h, weight, rstd, ctx.normalized)
         dx = dx + d_sum
     else:
-        dx, dw = _add_bwd(dy, d_sum, h, weight, rstd, ctx.normalized)
+        with _BelowAutograd():
+            dx, dw = _add_bwd(dy, d_sum, h, weight, rstd, ctx.normalized)
     return dx, dx, _dw(ctx, weight, dw), None, None
 
 
@@ -109,51 +112,66 @@ torch.library.register_autograd("metalcore::add_rms_norm_fwd", _add_backward, se
 
 
 class _Norm(torch.autograd.Function):
-    """The same derivative without the detour through torch.library, which takes a Python call more."""
+    """The same derivative without the detour through torch.library: fewer Python calls."""
 
     @staticmethod
-    def forward(x, weight, normalized, eps):
-        return _fwd(x, weight, normalized, eps)
+    def forward(ctx, x, weight, normalized, eps):
+        with _BelowAutograd():
+            y, rstd = _fwd(x, weight, normalized, eps)
+        ctx.normalized, ctx.weight_at = normalized, 1
+        ctx.save_for_backward(x, weight, rstd)
+        return y
 
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, dy):
+        return _backward(ctx, dy, None)
 
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(input, residual, weight, normalized, eps):
-        return _add_fwd(input, residual, weight, normalized, eps)
+    def forward(ctx, input, residual, weight, normalized, eps):
+        with _BelowAutograd():
+            y, total, rstd = _add_fwd(input, residual, weight, normalized, eps)
+        ctx.normalized, ctx.weight_at = normalized, 2
+        ctx.save_for_backward(total, weight, rstd)
+        return y, total
 
-    setup_context = staticmethod(_add_setup_context)
-    backward = staticmethod(_add_backward)
+    @staticmethod
+    def backward(ctx, dy, d_total):
+        return _add_backward(ctx, dy, d_total, None)
 
 
-def _default_eps(dtype: torch.dtype) -> float:
-    return torch.finfo(_compute_dtype(dtype)).eps
+# Without the wrapper of autograd.Function.apply, which looks for functorch transforms: the callers have looked already.
+_norm_apply = super(torch.autograd.Function, _Norm).apply
+_add_norm_apply = super(torch.autograd.Function, _AddNorm).apply
+
+
+_EPS = {dtype: torch.finfo(_compute_dtype(dtype)).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
 def _weight(x: Tensor, weight: Optional[Tensor]) -> Optional[Tensor]:
     """float64 weights only go with float64 input."""
-    if weight is not None and weight.dtype == torch.float64 and x.dtype != torch.float64:
+    if weight is not None and weight.dtype is torch.float64 and x.dtype is not torch.float64:
         return weight.float()
     return weight
 
 
-def _transformed(x: Tensor) -> bool:
-    """Whether a functorch transform (vmap, grad) wraps the call, which torch.library knows how to enter."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _through_dispatcher() -> bool:
+    """Whether the call is being traced or transformed: then the operator, which torch knows how to enter, is called as it is."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _norm(x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> Tensor:
-    weight = _weight(x, weight)
+def _norm(op: str, x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> Tensor:
     try:
-        if torch.compiler.is_compiling() or _transformed(x):
+        weight = _weight(x, weight)
+        if _through_dispatcher():
             return _fwd(x, weight, normalized, eps)[0]
         if needs_grad(x, weight):
-            return _Norm.apply(x, weight, normalized, eps)[0]
-        with torch._C._AutoDispatchBelowAutograd():
+            return _norm_apply(x, weight, normalized, eps)
+        with _BelowAutograd():
             return _fwd(x, weight, normalized, eps)[0]
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
+        check_tensors(op, input=x, weight=weight)
         raise translate(error) from None
 
 
@@ -171,13 +189,12 @@ def rms_norm(
 
     Raises ValueError where shapes do not fit, TypeError for an integer dtype.
     """
-    check_tensors("rms_norm", input=input, weight=weight)
+    if not isinstance(input, Tensor):
+        check_tensors("rms_norm", input=input)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape or input.shape[input.ndim - len(shape) :] != shape or len(shape) > input.ndim:
+    if not shape or input.shape[-len(shape) :] != shape:
         raise ValueError(wrong("rms_norm", "normalized_shape", list(shape), f"the last sizes of {list(input.shape)}"))
-    if weight is not None and weight.shape != shape:
-        raise ValueError(wrong("rms_norm", "weight", f"shape {list(weight.shape)}", f"shape {list(shape)}"))
-    return _norm(input, weight, len(shape), _default_eps(input.dtype) if eps is None else eps)
+    return _norm("rms_norm", input, weight, len(shape), _EPS.get(input.dtype, 0.0) if eps is None else eps)
 
 
 class RMSNormFunction:
@@ -186,8 +203,7 @@ class RMSNormFunction:
     @staticmethod
     def apply(x: Tensor, weight: Optional[Tensor], eps: float) -> Tensor:
         """y, the shape and dtype of x."""
-        check_tensors("RMSNormFunction", x=x, weight=weight)
-        return rms_norm(x, x.shape[-1:], weight, eps)
+        return _norm("RMSNormFunction", x, weight, 1, eps)
 
 
 class MetalRMSNorm(torch.nn.Module):
@@ -240,24 +256,16 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Optional[Tensor],
     not written to. Raises ValueError where shapes or devices differ, TypeError where dtypes do.
     """
     op = "fused_add_rmsnorm"
-    check_tensors(op, input=input, residual=residual, weight=weight)
-    if input.ndim < 1:
-        raise ValueError(wrong(op, "input", "shape []", "at least 1 dimension"))
-    if residual.shape != input.shape:
-        raise ValueError(wrong(op, "residual", f"shape {list(residual.shape)}", f"shape {list(input.shape)}"))
-    if residual.dtype != input.dtype:
-        raise TypeError(wrong(op, "residual", f"dtype {residual.dtype}", f"dtype {input.dtype}"))
-    if weight is not None and weight.shape != input.shape[-1:]:
-        raise ValueError(wrong(op, "weight", f"shape {list(weight.shape)}", f"shape {list(input.shape[-1:])}"))
-    weight = _weight(input, weight)
     try:
-        if torch.compiler.is_compiling() or _transformed(input):
+        weight = _weight(input, weight)
+        if _through_dispatcher():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
         if needs_grad(input, residual, weight):
-            return _AddNorm.apply(input, residual, weight, 1, eps)[:2]
-        with torch._C._AutoDispatchBelowAutograd():
+            return _add_norm_apply(input, residual, weight, 1, eps)
+        with _BelowAutograd():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
+        check_tensors(op, input=input, residual=residual, weight=weight)
         raise translate(error) from None
 
 

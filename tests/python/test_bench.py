@@ -1,22 +1,20 @@
-"""The benchmark: flags and exit status, records, comparison, Markdown, accuracy gates, timing."""
+"""The benchmark's command: flags and exit status, which rows run, records, comparison, Markdown, plot."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
-import math
-import time
-import types
-
-import pytest
-import torch
 
 import metalcore
-from metalcore.bench import accuracy, cli, history, main, markdown, plot, rows, runner, table, timing, workloads
+import pytest
+import torch
+from metalcore.bench import cli, history, main, markdown, plot, rows, runner, table, timing, workloads
 from metalcore.bench.machine import Profile
 from metalcore.bench.workloads import adamw, qr, rms_norm
 
 CPU = torch.device("cpu")
+LARGE, SMALL, SINGLE = rows.times(500, 16, 16), rows.times(50, 8, 8), rows.times(16, 16)
 QUIET_PROFILE = Profile(
     facts={}, copy_bytes_per_s=1e10, gemm_flops_per_s={"fp32": 1e11, "fp64": 1e11}, launch_floor_s=1e-6, cache_bytes=32e6
 )
@@ -33,7 +31,7 @@ def row_fixture(**changes):
     row = {
         "selector": "qr",
         "op": "qr",
-        "shape": "500×16×16",
+        "shape": LARGE,
         "dtype": "fp32",
         "quick": True,
         "ours": {"ms": 2.0, "p10_ms": 1.9, "p90_ms": 2.1, "runs": 30, "host_us": 9.0, "noisy": False},
@@ -48,6 +46,7 @@ def row_fixture(**changes):
         "floor_ms": 0.5,
         "errors": {"reconstruction": {"ratio": 0.5, "bar": 5.0}, "orthogonality": {"ratio": 0.7, "bar": 7.0}},
         "error": 0.1,
+        "other_cpu_share": 0.0,
         "failure": None,
         "note": "",
         "best_peer": "torch",
@@ -65,7 +64,7 @@ def record_fixture(*found, when="2026-01-01T00:00:00+00:00", device="cpu"):
         "schema": 1,
         "kind": "benchmark",
         "time": when,
-        "arguments": [],
+        "settings": {},
         "peers": ["torch"],
         "machine": {
             "id": f"a-{device}", "device": device, "device_name": f"A {device.upper()}", "os": "Linux x86_64", "python": "3.12.0",
@@ -74,7 +73,7 @@ def record_fixture(*found, when="2026-01-01T00:00:00+00:00", device="cpu"):
         },
         "rows": list(found),
         "skipped": [],
-        "host": [{"selector": "qr", "op": "qr", "shape": "16×16", "grad": "no grad", "calls": 10000, "ours_us": 9.0,
+        "host": [{"selector": "qr", "op": "qr", "shape": SINGLE, "grad": "no grad", "calls": 10000, "ours_us": 9.0,
                   "torch_us": 9.5, "difference_us": -0.5, "failure": None, "tags": []}],
     }  # fmt: skip
 
@@ -98,6 +97,7 @@ def test_json_on_standard_output_is_one_record_and_nothing_else(tmp_path, monkey
     out = capsys.readouterr().out.strip().splitlines()
     assert len(out) == 1
     record = json.loads(out[0])
+    assert record["settings"] == {"device": "cpu", "quick": True}
     assert list(tmp_path.iterdir()) == []
     check_schema(record)
 
@@ -117,14 +117,17 @@ def check_schema(record):
 
 
 def tiny_selector(transform=lambda result: result, name="qr"):
-    """One 16×16 QR whose result is passed through `transform`."""
+    """One small QR whose result is passed through `transform`."""
+
+    def changed(case):
+        row = case.build()
+        return rows.Row(lambda copy: transform(row.ours(copy)), row.peers, row.check)
 
     def cases(context):
         for case in qr.cases(context):
-            if case.shape == "16×16":
-                row = case.build()
-                changed = rows.Row(lambda i: transform(row.ours(i)), row.peers, row.check)
-                yield rows.Case("qr", case.shape, case.dtype, case.cost, lambda: changed, quick=True)
+            if case.shape == SINGLE:
+                build = functools.partial(changed, case)
+                yield rows.Case("qr", case.shape, case.dtype, case.cost, build, quick=True)
 
     return workloads.Selector(name, "QR", cases, qr.host_calls)
 
@@ -187,7 +190,7 @@ def test_groups_and_no_selector_choose_their_members():
 def test_quick_keeps_the_marked_rows_and_the_cpu_leaves_out_the_large_ones():
     full = runner.select_cases(list(qr.cases(context())), context(), False)
     quick = runner.select_cases(list(qr.cases(context(quick=True))), context(quick=True), False)
-    assert "4096×4096" not in {case.shape for case in full}
+    assert rows.times(4096, 4096) not in {case.shape for case in full}
     assert {case.shape for case in quick} == {rows.times(*shape) for shape in qr.QUICK}
     assert len(full) > len(quick)
 
@@ -217,7 +220,7 @@ def test_costs_are_those_of_the_workload_table():
     assert adamw.bytes_per_parameter(torch.float32) == 28
     assert adamw.bytes_per_parameter(torch.bfloat16) == 22
     passes = {case.op: case.cost.bytes / (4096 * 4096 * 4) for case in rms_norm.cases(context())
-              if case.shape == "4096×4096" and case.dtype == torch.float32}  # fmt: skip
+              if case.shape == rows.times(4096, 4096) and case.dtype == torch.float32}  # fmt: skip
     assert passes == {"rms_norm fwd": 2, "rms_norm fwd+bwd": 5, "fused_add_rmsnorm fwd": 4, "fused_add_rmsnorm fwd+bwd": 8}
 
 
@@ -227,177 +230,14 @@ def test_small_operands_rotate_through_twice_the_cache_and_large_ones_do_not():
     assert copies * 16e6 > 2 * 60e6
 
 
-# --- accuracy -------------------------------------------------------------------------------------
-
-
-def gates_of(A, transform=lambda Q, R: (Q, R)):
-    return {gate.name: gate for gate in accuracy.qr_gates(A, *transform(*torch.linalg.qr(A)))}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 40, 16), (2, 16, 40), (100, 64)])
-def test_qr_of_lapack_passes_every_gate(shape, dtype):
-    torch.manual_seed(0)
-    assert all(gate.passed for gate in gates_of(torch.randn(shape, dtype=dtype)).values())
-
-
-def test_a_perturbed_q_fails_orthogonality():
-    torch.manual_seed(0)
-    gates = gates_of(torch.randn(5, 16, 16), lambda Q, R: (Q * (1 + 1e-4), R / (1 + 1e-4)))
-    assert not gates["orthogonality"].passed
-    assert gates["reconstruction"].passed
-
-
-def test_one_bad_item_of_a_batch_fails():
-    torch.manual_seed(0)
-
-    def spoil(Q, R):
-        R = R.clone()
-        R[-1, 0, -1] += 0.01
-        return Q, R
-
-    assert not gates_of(torch.randn(200, 16, 16), spoil)["reconstruction"].passed
-
-
-def test_an_r_that_is_not_exactly_triangular_fails():
-    torch.manual_seed(0)
-    gates = gates_of(torch.randn(16, 16), lambda Q, R: (Q, R + 1e-12))
-    assert not gates["triangle"].passed
-
-
-def test_a_nan_fails_and_is_no_number_in_the_record():
-    torch.manual_seed(0)
-    gates = gates_of(torch.randn(2, 8, 8), lambda Q, R: (Q * float("nan"), R))
-    assert not gates["orthogonality"].passed
-    assert accuracy.worst_share(gates.values()) == math.inf
-    assert runner.finite(accuracy.worst_share(gates.values())) is None
-
-
-def round_to_tf32(x):
-    """x with 10 bits after the leading one, as tensor cores read it."""
-    bits = x.view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def test_a_tf32_product_passes_the_first_gate_of_a_large_matrix_and_fails_the_second():
-    torch.manual_seed(0)
-    A = torch.randn(4096, 64)
-    gates = {gate.name: gate for gate in accuracy.qr_gates(A, *torch.linalg.qr(round_to_tf32(A)))}
-    assert gates["reconstruction"].passed
-    assert not gates["reconstruction sqrt"].passed
-    assert all(gate.passed for gate in gates_of(A).values())
-
-
-def test_a_wrong_gradient_of_rms_norm_fails():
-    case = next(c for c in rms_norm.cases(context()) if c.op == "rms_norm fwd+bwd" and c.shape == "32×4096")
-    row = case.build()
-    outputs, grads = row.ours(0)
-    assert accuracy.worst_share(row.check(0, (outputs, grads))) <= 1
-    assert accuracy.worst_share(row.check(0, (outputs, (grads[0] * (1 + 1e-4), grads[1])))) > 1
-    assert accuracy.worst_share(row.check(0, (outputs, (grads[0], grads[1].roll(1))))) > 1
-    spoiled = outputs[0].detach().clone()
-    spoiled[-1, -1] = float("nan")
-    assert accuracy.worst_share(row.check(0, ((spoiled,), grads))) == math.inf
-
-
-def test_a_wrong_weight_decay_fails():
-    from metalcore.bench.workloads.adamw_reference import gates
-
-    tensors = adamw.make_parameters(CPU, (1000, 7), torch.float32, 0)
-    optimizer = torch.optim.AdamW(tensors, lr=adamw.LR, fused=True)
-    optimizer.step()
-    assert accuracy.worst_share(gates(optimizer, tensors)) <= 1
-    step = optimizer.step
-
-    def without_decay():
-        optimizer.param_groups[0]["weight_decay"] = 0.0
-        step()
-        optimizer.param_groups[0]["weight_decay"] = 0.01
-
-    optimizer.step = without_decay
-    assert accuracy.worst_share(gates(optimizer, tensors)) > 1
-
-
-# --- timing ---------------------------------------------------------------------------------------
-
-
-def test_calls_take_turns_and_each_gets_the_next_copy():
-    seen = []
-    calls = {name: (lambda copy, name=name: seen.append((name, copy))) for name in "AB"}
-    timing.Interleaved(timing.WallTimer(CPU), calls, copies=3).measure(timing.Plan(runs=4, most_runs=4, settle_s=0.0))
-    names = "".join(name for name, _ in seen)
-    assert names.startswith("ABBAABBA")
-    assert names.count("A") == names.count("B") == 8
-    assert [place for _, place in seen] == [i % 3 for i in range(len(seen))]
-
-
-def test_slow_calls_run_five_times_and_others_thirty_or_more():
-    assert timing.FULL.runs_for([0.6, 0.1]) == 5
-    assert timing.FULL.runs_for([0.4, 0.4]) == 30
-    assert timing.FULL.runs_for([1e-3, 1e-3]) == 100
-    assert timing.QUICK.runs_for([1e-3]) == 30
-
-
-def test_the_output_of_the_last_timed_call_is_what_is_checked():
-    timer = timing.WallTimer(CPU)
-    calls = {"ours": lambda copy: ("ours", copy), "peer": lambda copy: ("peer", copy)}
-    made = timing.Interleaved(timer, calls, copies=2)
-    made.measure(timing.LITE)
-    assert timer.kept == ("ours", made.first_copy)
-
-
-def test_events_hold_the_call_and_not_the_lead_in(monkeypatch):
-    now = [0.0]
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            self.at = now[0]
-
-        def elapsed_time(self, later):
-            return (later.at - self.at) * 1e3
-
-    def work(seconds):
-        now[0] += seconds
-
-    fake = types.SimpleNamespace(Event=Event, synchronize=lambda: None)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: fake)
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    timer = timing.EventTimer(torch.device("cuda"), lambda: work(5.0))
-    assert timer.round([lambda: work(1.0), lambda: work(2.0)]) == pytest.approx([(1.0, 1.0), (2.0, 2.0)])
-
-
-def test_a_peer_that_cannot_run_is_left_out_with_its_reason():
-    def broken(_):
-        raise ValueError("not for this shape")
-
-    row = rows.Row(lambda _: 0, {"good": rows.Peer(lambda _: 0), "bad": rows.Peer(broken)}, lambda i, out: [])
-    usable, skipped = runner.usable_peers(row)
-    assert list(usable) == ["good"]
-    assert "not for this shape" in skipped["bad"]
-
-
-def test_the_best_peer_is_the_one_closest_to_us_by_its_own_clock():
-    stats = timing.Stats(1e-3, 1e-3, 1e-3, 1e-6, 30)
-    result = {
-        "peers": {"torch": {"ratio": 8.0, "noisy": False}, "jax": {"ratio": 0.9, "noisy": False}},
-        "ours": {"ms": 1.0}, "floor_ms": 0.5, "error": 0.1,
-    }  # fmt: skip
-    judged = runner.judge(result, stats, context())
-    assert (judged["best_peer"], judged["ratio"], judged["roofline"]) == ("jax", 0.9, 0.5)
-    assert judged["tags"] == ["loss"]
-
-
 # --- records, comparison, Markdown, plot ----------------------------------------------------------
 
 
 def test_compare_marks_rows_slower_by_more_than_five_percent(tmp_path):
     path = tmp_path / "runs.jsonl"
     history.append(record_fixture(row_fixture(ours={**row_fixture()["ours"], "ms": 9.0})), path)
-    history.append(record_fixture(row_fixture(), row_fixture(shape="50×8×8"), when="2026-01-02T00:00:00+00:00"), path)
-    slower, faster, other = row_fixture(), row_fixture(shape="50×8×8"), row_fixture(dtype="bf16")
+    history.append(record_fixture(row_fixture(), row_fixture(shape=SMALL), when="2026-01-02T00:00:00+00:00"), path)
+    slower, faster, other = row_fixture(), row_fixture(shape=SMALL), row_fixture(dtype="bf16")
     slower["ours"] = {**slower["ours"], "ms": 2.2}
     faster["ours"] = {**faster["ours"], "ms": 1.0}
     now = record_fixture(slower, faster, other, when="2026-01-03T00:00:00+00:00")
@@ -424,11 +264,11 @@ def test_a_broken_line_is_named_and_left_out(tmp_path, capsys):
 
 def test_markdown_has_the_last_row_the_machine_and_no_metal_speed():
     old = record_fixture(row_fixture(ratio=5.0))
-    new = record_fixture(row_fixture(), row_fixture(shape="50×8×8", ratio=0.9, tags=["loss"]), when="2026-01-02T00:00:00+00:00")
+    new = record_fixture(row_fixture(), row_fixture(shape=SMALL, ratio=0.9, tags=["loss"]), when="2026-01-02T00:00:00+00:00")
     text = markdown.document([old, new])
-    assert "| qr | 500×16×16 | fp32 | 2 | 16 | torch | 8.00× | 25 % | 0.1 |  |" in text
-    assert "5.00×" not in text
-    assert "| 0.90× |" in text and "loss" in text
+    assert f"| qr | {LARGE} | fp32 | 2 | 16 | torch | 8.00{rows.TIMES} | 25 % | 0.1 |  |" in text
+    assert f"5.00{rows.TIMES}" not in text
+    assert f"| 0.90{rows.TIMES} |" in text and "loss" in text
     for part in ("A CPU", "torch 2.11.0", "commit abc", "copy 27 GB/s"):
         assert part in text
     assert "checked statically and by emulation, not on a Mac, so no Metal speed is given" in text
@@ -441,8 +281,8 @@ def test_markdown_with_an_apple_run_gives_its_speed():
 
 def test_the_plot_leaves_out_launch_bound_rows_and_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    found = [row_fixture(), row_fixture(shape="1×1", tags=["launch"]), row_fixture(shape="2×2", ratio=0.5, tags=["loss"])]
-    assert [row["shape"] for row in plot.bars_of(found)] == ["500×16×16", "2×2"]
+    found = [row_fixture(), row_fixture(shape="tiny", tags=["launch"]), row_fixture(shape="lost", ratio=0.5, tags=["loss"])]
+    assert [row["shape"] for row in plot.bars_of(found)] == [LARGE, "lost"]
     for name in ("chart.png", "chart.svg"):
         plot.draw([record_fixture(*copy.deepcopy(found))], tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000

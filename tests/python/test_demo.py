@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import metalcore
 import pytest
 import torch
-
-import metalcore
 from metalcore.bench import markdown
 from metalcore.demo import cli, corpus, main, report
 

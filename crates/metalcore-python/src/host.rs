@@ -29,6 +29,18 @@ pub trait Host {
     /// The tensor itself if it is contiguous, else a copy.
     fn contiguous(&self, tensor: Self::Tensor) -> Result<Self::Tensor>;
 
+    /// Whether a tensor lives where this host's device is.
+    fn is_here(&self, tensor: &Self::Tensor) -> bool;
+
+    /// A ValueError for a tensor of another device.
+    fn check_place(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<()> {
+        if self.is_here(tensor) {
+            return Ok(());
+        }
+        let (got, expected) = ("a tensor of another device".to_owned(), "the device of the first tensor".to_owned());
+        Err(Error::Argument { op, argument, got, expected })
+    }
+
     /// Element type, or a TypeError.
     fn known_dtype(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<DType> {
         self.dtype(tensor).ok_or_else(|| Error::DType {
@@ -49,7 +61,7 @@ pub struct Shim<D> {
 impl Shim<cpu::Cpu> {
     /// The host, with torch's number of threads.
     pub fn cpu() -> Shim<cpu::Cpu> {
-        Shim { device: cpu::Cpu::with_threads(crate::config::threads()), place: (shim::CPU, 0) }
+        Shim { device: cpu::Cpu::with_threads(crate::config::threads()), place: (shim::CPU, -1) }
     }
 }
 
@@ -112,6 +124,9 @@ impl<D: Foreign> Host for Shim<D> {
     }
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         Tensor::empty(shape, dtype, self.place)
+    }
+    fn is_here(&self, tensor: &Tensor) -> bool {
+        tensor.peek().device() == self.place
     }
     fn contiguous(&self, tensor: Tensor) -> Result<Tensor> {
         if tensor.peek().is_contiguous() { Ok(tensor) } else { tensor.peek().contiguous() }

@@ -4,6 +4,7 @@ mod compile_shader;
 mod config;
 mod host;
 mod metal;
+mod object;
 mod ops;
 mod shim;
 mod throw;
@@ -115,15 +116,16 @@ impl MetalDevice {
     }
 }
 
-/// Looks libtorch's shims up in torch/lib and registers the operators. Called once, by metalcore/__init__.py.
+/// Looks libtorch's shims up in torch/lib and registers the operators; any tensor shows how tensors are laid out. Called once, by metalcore/__init__.py.
 #[pyfunction]
-fn load(library_dir: std::path::PathBuf) -> PyResult<()> {
+fn load(library_dir: std::path::PathBuf, some_tensor: &Bound<'_, PyAny>) -> PyResult<()> {
+    object::calibrate(some_tensor)?;
     shim::load(&library_dir).map_err(PyRuntimeError::new_err)?;
     shim::register(&[ops::qr::OPERATOR]).map_err(python_error)?;
     shim::register(&ops::rms_norm::OPERATORS).map_err(python_error)
 }
 
-/// Threads of cpu operators; 0: all processors.
+/// Threads of cpu operators; 0: as many as torch uses at the time of a call.
 #[pyfunction]
 fn set_threads(count: usize) {
     config::set_threads(count);
@@ -161,7 +163,7 @@ mod _native {
     #[pymodule_export]
     use super::compile_shader::{ShaderKernel, ShaderLibrary, compile_shader};
     #[pymodule_export]
-    use super::ops::adamw::adamw_;
+    use super::ops::adamw::{AdamWGroup, adamw_};
     #[pymodule_export]
     use super::{cache_dir, cuda_available, load, metal_texts, set_cache_dir, set_threads};
 }

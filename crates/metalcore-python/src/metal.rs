@@ -162,6 +162,10 @@ impl Host for Objects {
             self.0.tensor(py, shape.to_vec(), &dtype.to_string()).map(Arc::new).map_err(|e| failed(py, e))
         })
     }
+    fn is_here(&self, tensor: &Buffer) -> bool {
+        let kind: String = Objects::of(tensor, |t| t.getattr("device")?.getattr("type")?.extract());
+        kind == self.0.inner.place
+    }
     fn contiguous(&self, tensor: Buffer) -> Result<Buffer> {
         Python::attach(|py| {
             tensor.call_method0(py, "contiguous").map(Arc::new).map_err(|e| failed(py, e))

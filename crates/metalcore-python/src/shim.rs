@@ -4,7 +4,7 @@
 use crate::throw::Thrower;
 use libloading::Library;
 use metalcore::{DType, Error, Result};
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -25,8 +25,8 @@ macro_rules! shims {
         /// The functions used.
         pub struct Shims {
             $($field: unsafe extern "C" fn($($arg),*) -> $ret,)*
-            call_dispatcher: CallDispatcher,
             current_cuda_stream: OnceLock<Option<CurrentStream>>,
+            num_threads: Option<NumThreads>,
             /// Raises a Python exception from inside an operator.
             pub thrower: Thrower,
             library_dir: std::path::PathBuf,
@@ -37,8 +37,8 @@ macro_rules! shims {
                 unsafe {
                     Ok(Shims {
                         $($field: *library.get(concat!($symbol, "\0"))?,)*
-                        call_dispatcher: CallDispatcher::load(library),
                         current_cuda_stream: OnceLock::new(),
+                        num_threads: library.get(b"_ZN2at15get_num_threadsEv\0").ok().map(|f| *f),
                         thrower: Thrower::load(library)?,
                         library_dir: library_dir.to_owned(),
                     })
@@ -65,28 +65,9 @@ shims! {
     library_impl = "aoti_torch_library_impl": fn(*mut c_void, *const c_char, Boxed) -> i32;
 }
 
+/// `int at::get_num_threads()`.
+type NumThreads = unsafe extern "C" fn() -> i32;
 type CurrentStream = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
-
-/// Calls an operator of torch by name; the versioned form is of torch 2.10.
-enum CallDispatcher {
-    Versioned(unsafe extern "C" fn(*const c_char, *const c_char, *mut Value, u64) -> i32),
-    Plain(unsafe extern "C" fn(*const c_char, *const c_char, *mut Value) -> i32),
-    Missing,
-}
-/// The value layout this was written against: torch 2.10.0.
-const BUILD_VERSION: u64 = (2 << 56) | (10 << 48);
-
-impl CallDispatcher {
-    fn load(library: &'static Library) -> CallDispatcher {
-        // SAFETY: the types are those of the headers.
-        unsafe {
-            if let Ok(call) = library.get(b"torch_call_dispatcher\0") {
-                return CallDispatcher::Versioned(*call);
-            }
-            library.get(b"aoti_torch_call_dispatcher\0").map_or(CallDispatcher::Missing, |call| CallDispatcher::Plain(*call))
-        }
-    }
-}
 
 static SHIMS: OnceLock<Shims> = OnceLock::new();
 
@@ -251,6 +232,7 @@ impl<'a> Peek<'a> {
             dtype: self.dtype(),
             contiguous: self.is_contiguous(),
             address: self.address(),
+            device: self.device(),
         }
     }
     /// A contiguous copy.
@@ -273,6 +255,8 @@ pub struct Description {
     pub contiguous: bool,
     /// First element.
     pub address: *mut u8,
+    /// Device type and index.
+    pub device: (i32, i32),
 }
 
 const fn dtype_code(dtype: DType) -> i32 {
@@ -282,6 +266,12 @@ const fn dtype_code(dtype: DType) -> i32 {
         DType::F64 => 7,
         DType::BF16 => 15,
     }
+}
+
+/// torch.get_num_threads(), where this torch shows it.
+pub fn num_threads() -> Option<usize> {
+    // SAFETY: reads a number.
+    get().num_threads.map(|read| unsafe { read() }.max(1) as usize)
 }
 
 /// torch's current stream on a GPU.
@@ -297,31 +287,6 @@ pub fn current_cuda_stream(index: i32) -> Result<*mut c_void> {
     // SAFETY: writes one pointer.
     check(unsafe { read(index, &mut stream) }, "reading torch's CUDA stream")?;
     Ok(stream)
-}
-
-/// Whether [`call`] works with this torch.
-pub fn can_call() -> bool {
-    !matches!(get().call_dispatcher, CallDispatcher::Missing)
-}
-
-/// Calls a functional operator of torch whose inputs and outputs are tensors, after which come `int` inputs.
-pub fn call<const OUT: usize>(name: &CStr, tensors: Vec<Tensor>, ints: &[i64]) -> Result<[Tensor; OUT]> {
-    let inputs = tensors.len() + ints.len();
-    let mut stack: Vec<Value> = tensors.into_iter().map(|tensor| tensor.into_handle() as Value).collect();
-    stack.extend(ints.iter().map(|int| *int as Value));
-    stack.resize(inputs.max(OUT), 0);
-    let overload = c"";
-    // SAFETY: the stack has room for inputs and outputs; the callee takes the input handles over.
-    let code = unsafe {
-        match get().call_dispatcher {
-            CallDispatcher::Versioned(call) => call(name.as_ptr(), overload.as_ptr(), stack.as_mut_ptr(), BUILD_VERSION),
-            CallDispatcher::Plain(call) => call(name.as_ptr(), overload.as_ptr(), stack.as_mut_ptr()),
-            CallDispatcher::Missing => 1,
-        }
-    };
-    check(code, "calling an operator of torch")?;
-    // SAFETY: the callee has put as many new handles there.
-    Ok(std::array::from_fn(|i| unsafe { Tensor::from_handle(stack[i] as Handle) }))
 }
 
 /// An operator: its schema, and its boxed kernels by dispatch key.

@@ -20,6 +20,10 @@ impl Unit {
         Unit { metal: false, spec }
     }
 
+    /// The specialisation itself.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
     /// Entry and specialisation, such as `qr_tile_8_2_16_1_1`.
     pub fn name(&self) -> String {
         self.spec.name()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Iterable, List, Sequence, Tuple
+from typing import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """ρ: u for a half-precision output, else 0."""
+    """rho: u for a half-precision output, else 0."""
     return UNIT_ROUNDOFF[dtype] if dtype in HALF_DTYPES else 0.0
 
 
@@ -74,12 +74,12 @@ def working_roundoff(dtype: torch.dtype) -> float:
 
 
 def gamma(terms: int, dtype: torch.dtype) -> float:
-    """γ(k) = (8 + log2 k) w: growth of a sum of k terms."""
+    """gamma(k) = (8 + log2 k) w: growth of a sum of k terms."""
     return (8 + math.log2(max(terms, 1))) * working_roundoff(dtype)
 
 
 def excess(got: Tensor, want: Tensor, bound: Tensor) -> float:
-    """max |got − want| / bound; 0/0 counts as 0, and a NaN comes out as NaN. `want` and `bound` are
+    """max |got - want| / bound; 0/0 counts as 0, and a NaN comes out as NaN. `want` and `bound` are
     float64; a float16 result may also be off by half its smallest subnormal."""
     if got.numel() == 0:
         return 0.0
@@ -98,7 +98,7 @@ def bar_of_class(n: int, bars: Sequence[float]) -> float:
     return next(bar for top, bar in zip(CLASSES, bars) if n <= top)
 
 
-def qr_gates(A: Tensor, Q: Tensor, R: Tensor) -> List[Gate]:
+def qr_gates(A: Tensor, Q: Tensor, R: Tensor) -> list[Gate]:
     """Gates of a reduced QR of A (..., M, N): reconstruction, orthogonality, both again in √n·u from
     n = 16, and exact zeros below R's diagonal. 1-norms, worst batch item."""
     m, n = A.shape[-2], A.shape[-1]
@@ -139,7 +139,7 @@ def worst(ratios: Tensor) -> float:
 
 
 def product_residual(A: Tensor, X: Tensor, Y: Tensor, exact: bool) -> Tensor:
-    """A − X Y in float64, or in double-double where the result itself is float64 and small."""
+    """A - X Y in float64, or in double-double where the result itself is float64 and small."""
     if not exact:
         return A - X @ Y
     high, low = A.clone(), torch.zeros_like(A)
@@ -150,14 +150,14 @@ def product_residual(A: Tensor, X: Tensor, Y: Tensor, exact: bool) -> Tensor:
     return high + low
 
 
-def two_sum(a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:
+def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Knuth's error-free sum: a + b = s + e exactly."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
-def two_product(a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:
+def two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Dekker's error-free product with Veltkamp's splitting: a b = p + e exactly."""
     p = a * b
     a1, a2 = split(a)
@@ -165,7 +165,7 @@ def two_product(a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:
     return p, a2 * b2 - (((p - a1 * b1) - a2 * b1) - a1 * b2)
 
 
-def split(a: Tensor) -> Tuple[Tensor, Tensor]:
+def split(a: Tensor) -> tuple[Tensor, Tensor]:
     c = (2.0**27 + 1) * a
     high = c - (c - a)
     return high, a - high

@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence
 
 import torch
 
@@ -20,6 +20,7 @@ from .rows import Context
 from .workloads import GROUPS, SELECTORS, Selector
 
 DEFAULT_FOLDER = Path("results")
+PATH_FLAGS = ("json", "compare", "plot", "md")
 HERE = "here"
 """Value of `--compare` without a path: the file that the run is appended to."""
 
@@ -37,18 +38,33 @@ def parser() -> argparse.ArgumentParser:
         chosen.add_argument(f"--{selector.name}", action="store_true", help=selector.title)
     for name, members in GROUPS.items():
         chosen.add_argument(f"--{name}", action="store_true", help=" + ".join(members))
-    made.add_argument("--device", metavar="cpu|cuda|mps|all", help="default METALCORE_DEVICE, else cuda, else mps, else cpu; "
-                      "all: the cpu and every GPU kind that is there")
+    made.add_argument(
+        "--device",
+        metavar="cpu|cuda|mps|all",
+        help="default METALCORE_DEVICE, else cuda, else mps, else cpu; all: the cpu and every GPU kind that is there",
+    )
     made.add_argument("--dtype", choices=[*DTYPES, "all"], help="default fp32 (training ops: fp32 and bf16)")
     made.add_argument("--quick", action="store_true", help="fewer iterations, the main workloads only")
     made.add_argument("--lite", action="store_true", help="one iteration of the smallest shapes, every dtype; writes nothing")
     made.add_argument("--nolongops", action="store_true", help="leave out rows expected to take more than a second a call")
-    made.add_argument("--peers", metavar="LIST", help=f"comma-separated, of {', '.join(peers.ORDER)}; or none. "
-                      "Default: all that import, but jax only when named")
-    made.add_argument("--json", metavar="PATH", help="append the run as one JSON line; default a file per machine under "
-                      "results/; - prints it on standard output and the tables on standard error")
-    made.add_argument("--compare", metavar="PATH", nargs="?", const=HERE, help="beside each row the last run of the same "
-                      "machine, device and dtype; slower by more than 5 %% is marked")
+    made.add_argument(
+        "--peers",
+        metavar="LIST",
+        help=f"comma-separated, of {', '.join(peers.ORDER)}; or none. Default: all that import, but jax only when named",
+    )
+    made.add_argument(
+        "--json",
+        metavar="PATH",
+        help="append the run as one JSON line; default a file per machine under "
+        "results/; - prints it on standard output and the tables on standard error",
+    )
+    made.add_argument(
+        "--compare",
+        metavar="PATH",
+        nargs="?",
+        const=HERE,
+        help="beside each row the last run of the same machine, device and dtype; slower by more than 5 %% is marked",
+    )
     made.add_argument("--plot", metavar="PATH", help="bar chart of ratio and roofline fraction, svg or png by suffix")
     made.add_argument("--md", metavar="PATH", help="the recorded results as Markdown")
     return made
@@ -56,11 +72,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Optional[Sequence[str]] = None, folder: Path = DEFAULT_FOLDER) -> int:
     """Runs the benchmark; returns the exit status. `folder` holds the recorded runs."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     flags = parser()
     options = flags.parse_args(arguments)
     try:
         devices = choose_devices(options.device)
+        check_settings(options.lite)
         wanted = choose_peers(options.peers, options.lite)
         dtypes = choose_dtypes(options.dtype, options.lite)
         dtypes_of_devices = {device: dtypes_there(device, dtypes) for device in devices}
@@ -69,16 +85,14 @@ def main(arguments: Optional[Sequence[str]] = None, folder: Path = DEFAULT_FOLDE
     except ValueError as error:
         flags.error(str(error))
     console = table.make_console(sys.stderr if options.json == "-" else sys.stdout)
-    records = []
-    for device in devices:
-        records.append(run_device(device, options, wanted, dtypes_of_devices[device], console, earlier, arguments))
+    records = [run_device(device, options, wanted, dtypes_of_devices[device], console, earlier) for device in devices]
     table.print_legend(console, records)
     if not options.lite:
         write(records, options, folder, console)
     return 1 if any(runner.failed(record) for record in records) else 0
 
 
-def choose_selectors(options: argparse.Namespace) -> List[Selector]:
+def choose_selectors(options: argparse.Namespace) -> list[Selector]:
     """The selectors named, those of named groups, or all."""
     names = {selector.name for selector in SELECTORS if getattr(options, selector.name)}
     for group, members in GROUPS.items():
@@ -87,7 +101,7 @@ def choose_selectors(options: argparse.Namespace) -> List[Selector]:
     return [selector for selector in SELECTORS if not names or selector.name in names]
 
 
-def available_devices() -> List[str]:
+def available_devices() -> list[str]:
     """Device types that can be used now; the CPU always."""
     found = ["cpu"]
     if torch.cuda.is_available():
@@ -97,7 +111,7 @@ def available_devices() -> List[str]:
     return found
 
 
-def choose_devices(asked: Optional[str]) -> List[torch.device]:
+def choose_devices(asked: Optional[str]) -> list[torch.device]:
     """Devices of the run. ValueError for an unknown or absent one."""
     found = available_devices()
     if asked == "all":
@@ -111,7 +125,17 @@ def choose_devices(asked: Optional[str]) -> List[torch.device]:
     return [device]
 
 
-def choose_peers(asked: Optional[str], lite: bool) -> FrozenSet[str]:
+def check_settings(lite: bool) -> None:
+    """Gives torch our thread count where METALCORE_NUM_THREADS sets one. ValueError under the emulator,
+    whose times mean nothing."""
+    threads = getattr(metalcore.config, "num_threads", None)
+    if threads:
+        torch.set_num_threads(threads)
+    if getattr(metalcore.config, "emulate", False) and not lite:
+        raise ValueError("METALCORE_EMULATE is set: only --lite runs under the emulator")
+
+
+def choose_peers(asked: Optional[str], lite: bool) -> frozenset[str]:
     """Peers of the run; a smoke test compiles only when told to. ValueError for an unknown or absent one."""
     if asked is None:
         return peers.default_peers() - ({"compile"} if lite else set())
@@ -127,14 +151,14 @@ def choose_peers(asked: Optional[str], lite: bool) -> FrozenSet[str]:
     return frozenset(names)
 
 
-def choose_dtypes(asked: Optional[str], lite: bool) -> Optional[Tuple[torch.dtype, ...]]:
+def choose_dtypes(asked: Optional[str], lite: bool) -> Optional[tuple[torch.dtype, ...]]:
     """Dtypes of the run; None means each op's own list."""
     if asked == "all" or (lite and asked is None):
         return tuple(DTYPES.values())
     return None if asked is None else (DTYPES[asked],)
 
 
-def dtypes_there(device: torch.device, dtypes: Optional[Tuple[torch.dtype, ...]]) -> Optional[Tuple[torch.dtype, ...]]:
+def dtypes_there(device: torch.device, dtypes: Optional[tuple[torch.dtype, ...]]) -> Optional[tuple[torch.dtype, ...]]:
     """The asked dtypes that a device has. ValueError when none is left."""
     if dtypes is None or device.type != "mps":
         return dtypes
@@ -154,7 +178,7 @@ def check_plot(path: Optional[str]) -> None:
         raise ValueError("argument --plot: needs matplotlib (pip install metalcore[bench])")
 
 
-def recorded_before(options: argparse.Namespace, folder: Path) -> List[Dict[str, Any]]:
+def recorded_before(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Records to compare with: a file, a folder, or by default what this run will be appended to."""
     if options.compare != HERE:
         path = Path(options.compare)
@@ -170,12 +194,11 @@ def recorded_before(options: argparse.Namespace, folder: Path) -> List[Dict[str,
 def run_device(
     device: torch.device,
     options: argparse.Namespace,
-    wanted: FrozenSet[str],
-    dtypes: Optional[Tuple[torch.dtype, ...]],
+    wanted: frozenset[str],
+    dtypes: Optional[tuple[torch.dtype, ...]],
     console: Any,
-    earlier: Optional[List[Dict[str, Any]]],
-    arguments: Sequence[str],
-) -> Dict[str, Any]:
+    earlier: Optional[list[dict[str, Any]]],
+) -> dict[str, Any]:
     """Runs every chosen selector on one device, prints the tables, returns the record."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -186,7 +209,7 @@ def run_device(
         rates = gemm_dtypes(device, dtypes)
         profile = machine.measure(device, rates, brief=options.lite)
     context = Context(device, profile, wanted, dtypes, options.quick, options.lite)
-    record = runner.new_record(context, arguments)
+    record = runner.new_record(context, settings_of(options))
     table.print_head(console, record["machine"])
     for selector in choose_selectors(options):
         part = runner.run_selector(selector, context, progress, options.nolongops)
@@ -199,13 +222,18 @@ def run_device(
     return record
 
 
-def gemm_dtypes(device: torch.device, dtypes: Optional[Tuple[torch.dtype, ...]]) -> List[str]:
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the run was asked for, for its record: every flag that was set, without those that name files."""
+    return {name: value for name, value in vars(options).items() if value and name not in PATH_FLAGS}
+
+
+def gemm_dtypes(device: torch.device, dtypes: Optional[tuple[torch.dtype, ...]]) -> list[str]:
     """Names of the GEMM rates to measure: fp32 for the floors, bf16 and those of the run for the head."""
     names = {"fp32", "bf16"} | {name for name, dtype in DTYPES.items() if dtypes and dtype in dtypes}
     return sorted(names - ({"fp64"} if device.type == "mps" else set()))
 
 
-def write(records: List[Dict[str, Any]], options: argparse.Namespace, folder: Path, console: Any) -> None:
+def write(records: list[dict[str, Any]], options: argparse.Namespace, folder: Path, console: Any) -> None:
     """Appends the records, then draws and writes from what is recorded."""
     if options.json == "-":
         for record in records:

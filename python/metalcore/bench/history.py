@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Iterable, Optional
 
-Record = Dict[str, Any]
-Key = Tuple[str, str, str, str, str]
+Record = dict[str, Any]
+Key = tuple[str, str, str, str, str]
 
 SLOWER = 0.05
 """A row slower than before by more than this share is marked."""
@@ -29,7 +29,7 @@ def append(record: Record, path: Path) -> None:
         file.write(to_line(record) + "\n")
 
 
-def load(paths: Iterable[Path]) -> List[Record]:
+def load(paths: Iterable[Path]) -> list[Record]:
     """Records of all files, oldest first. A line that is no record is named and left out."""
     records = []
     for path in paths:
@@ -44,17 +44,17 @@ def load(paths: Iterable[Path]) -> List[Record]:
     return [record for _, record in sorted(records, key=lambda pair: pair[0])]
 
 
-def load_folder(folder: Path) -> List[Record]:
+def load_folder(folder: Path) -> list[Record]:
     return load(sorted(folder.glob("*.jsonl")))
 
 
-def row_key(record: Record, row: Dict[str, Any]) -> Key:
+def row_key(record: Record, row: dict[str, Any]) -> Key:
     """Same machine, device, dtype, op and shape."""
     machine = record["machine"]
     return machine["id"], machine["device"], row["dtype"], row["op"], row["shape"]
 
 
-def latest_rows(records: Iterable[Record]) -> Dict[Key, Tuple[Record, Dict[str, Any]]]:
+def latest_rows(records: Iterable[Record]) -> dict[Key, tuple[Record, dict[str, Any]]]:
     """The last recorded row of each key, with its run. `records` are oldest first."""
     latest = {}
     for record in records:
@@ -74,7 +74,7 @@ def add_comparison(record: Record, earlier: Iterable[Record]) -> None:
     )
     latest = latest_rows(timed)
     for row in record["rows"]:
-        before: Optional[Tuple[Record, Dict[str, Any]]] = latest.get(row_key(record, row))
+        before: Optional[tuple[Record, dict[str, Any]]] = latest.get(row_key(record, row))
         if before is None or row.get("failure"):
             continue
         last_ms = before[1]["ours"]["ms"]

@@ -10,7 +10,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Iterable, Optional
 
 import psutil
 import torch
@@ -34,14 +34,14 @@ LAUNCH_RUNS = 100
 class Profile:
     """Facts of the machine and its measured ceilings."""
 
-    facts: Dict[str, Any]
+    facts: dict[str, Any]
     copy_bytes_per_s: float
-    gemm_flops_per_s: Dict[str, float]
+    gemm_flops_per_s: dict[str, float]
     launch_floor_s: float
     cache_bytes: float
     timer: Any = field(compare=False, repr=False, default=None)
 
-    def as_json(self) -> Dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """GB/s, TFLOP/s and µs, as in the head of the tables."""
         return {
             **self.facts,
@@ -53,11 +53,15 @@ class Profile:
 
 
 def measure(device: torch.device, dtypes: Iterable[str], brief: bool = False) -> Profile:
-    """Profile of a device. `dtypes` names the GEMM rates wanted; `brief` is for smoke tests."""
+    """Profile of a device. `dtypes` names the GEMM rates wanted; `brief` is for smoke tests. From here on
+    a CPU process keeps freed memory."""
+    facts = describe(device)
+    if device.type == "cpu":
+        facts["allocator"] = timing.keep_freed_memory()
     cache = last_level_cache_bytes(device)
     timer = timing.device_timer(device, cache)
     return Profile(
-        facts=describe(device),
+        facts=facts,
         copy_bytes_per_s=copy_bandwidth(device, timer, cache, brief),
         gemm_flops_per_s={name: gemm_rate(device, timer, name, brief) for name in sorted(set(dtypes))},
         launch_floor_s=launch_floor(device, timer, brief),
@@ -91,11 +95,11 @@ def launch_floor(device: torch.device, timer: Any, brief: bool) -> float:
     return timing.median_s(timer, lambda: one.add_(1.0), 1 if brief else LAUNCH_RUNS)
 
 
-def describe(device: torch.device) -> Dict[str, Any]:
+def describe(device: torch.device) -> dict[str, Any]:
     """Names, versions and settings. No host name and no path."""
     import metalcore
 
-    facts: Dict[str, Any] = {
+    facts: dict[str, Any] = {
         "device": device.type,
         "device_name": device_name(device),
         "os": operating_system(),
@@ -109,7 +113,6 @@ def describe(device: torch.device) -> Dict[str, Any]:
     }
     if device.type == "cpu":
         facts["blas"] = blas_name()
-        facts["allocator"] = timing.keep_freed_memory()
     if device.type == "cuda":
         facts["cuda"] = torch.version.cuda
         facts.update(nvidia_facts(device))
@@ -117,7 +120,7 @@ def describe(device: torch.device) -> Dict[str, Any]:
     return facts
 
 
-def machine_id(facts: Dict[str, Any]) -> str:
+def machine_id(facts: dict[str, Any]) -> str:
     """Name of the results file: the device, with the thread count for a CPU."""
     name = facts["device_name"]
     if facts["device"] == "cpu":
@@ -156,13 +159,11 @@ def blas_name() -> str:
     return found.group(1) if found else "unknown"
 
 
-def nvidia_facts(device: torch.device) -> Dict[str, Any]:
+def nvidia_facts(device: torch.device) -> dict[str, Any]:
     """Driver and clocks (MHz) by nvidia-smi; nothing where it is missing."""
     index = device.index or 0
     query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem"
-    text = command_output(
-        ["nvidia-smi", f"--id={index}", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
-    )
+    text = command_output(["nvidia-smi", f"--id={index}", f"--query-gpu={query}", "--format=csv,noheader,nounits"])
     values = [part.strip() for part in text.split(",")] if text else []
     if len(values) != 4:
         return {"driver": None}
@@ -185,19 +186,20 @@ def commit() -> Optional[str]:
     head = command_output(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]) if root else ""
     if not head:
         return os.environ.get("GIT_COMMIT")
-    changed = command_output(
-        ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"]
-    )
+    changed = command_output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"])
     return head + ("+" if changed else "")
 
 
-def command_output(command: List[str]) -> str:
+def command_output(command: list[str]) -> str:
     """Standard output of a command, empty when it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+SHORTEST_LOAD_S = 0.1
 
 
 class OtherLoad:
@@ -209,7 +211,7 @@ class OtherLoad:
         self.begin = time.perf_counter()
 
     @staticmethod
-    def read() -> Tuple[float, float]:
+    def read() -> tuple[float, float]:
         """(seconds that all CPUs spent working or stolen, seconds of this process and its children)."""
         times = psutil.cpu_times()
         busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
@@ -218,9 +220,12 @@ class OtherLoad:
         return busy, own.user + own.system + own.children_user + own.children_system
 
     def share(self) -> float:
-        """0 to 1 of one machine's CPU time."""
+        """0 to 1 of the machine's CPU time; 0 for a time too short to tell by the system's ticks."""
         busy, own = self.read()
-        available = (time.perf_counter() - self.begin) * (os.cpu_count() or 1)
+        seconds = time.perf_counter() - self.begin
+        if seconds < SHORTEST_LOAD_S:
+            return 0.0
+        available = seconds * (os.cpu_count() or 1)
         others = (busy - self.before[0]) - (own - self.before[1])
         return min(1.0, max(0.0, others / available))
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Iterable, Sequence
 
 from . import history, table
 from .workloads import SELECTORS
 
-Record = Dict[str, Any]
-Machine = Tuple[str, str]
+Record = dict[str, Any]
+Machine = tuple[str, str]
 
 HEAD = """\
 # Benchmarks
@@ -29,8 +29,9 @@ Each row is the last recorded one of its machine, device, dtype and shape. Losin
   flops over the GEMM rate, both measured at the head of the run. Above 100 %: the cost model or a cache.
 - **error**: the worst accuracy ratio over its bar, in float64, over every batch item, on the buffers that were
   timed. At most 1, or the row is an ERR.
-- **tag**: `launch`: below three launch floors, left out of claims; `loss`: ratio below 0.97; `noisy`: p90/p10
-  above 1.3; `ERR`: error over its bar, or the op raised.
+- **tag**: `launch`: below three launch floors, left out of claims; `busy`: other processes took over a tenth of
+  the CPU time meanwhile, left out of claims; `loss`: ratio below 0.97; `noisy`: p90/p10 above 1.3; `ERR`: error
+  over its bar, or the op raised.
 """
 
 NO_APPLE = """\
@@ -56,7 +57,7 @@ def machine_of(record: Record) -> Machine:
     return record["machine"]["id"], record["machine"]["device"]
 
 
-def machines_of(records: Iterable[Record]) -> List[Machine]:
+def machines_of(records: Iterable[Record]) -> list[Machine]:
     """Machines with GPUs first, then by name."""
     return sorted({machine_of(record) for record in records}, key=lambda m: (m[1] == "cpu", m))
 
@@ -64,12 +65,12 @@ def machines_of(records: Iterable[Record]) -> List[Machine]:
 def section(machine: Machine, records: Sequence[Record]) -> str:
     """One machine: what it is, its tables, its demo."""
     runs = [record for record in records if record["kind"] == "benchmark"]
-    lines: List[str] = []
+    lines: list[str] = []
     newest = (runs or records)[-1]["machine"]
     lines += [f"## {newest['device_name']} ({machine[1]})", ""]
     if runs:
         rows = ordered_rows(runs)
-        lines += machine_lines(rows) + [""]
+        lines += [*machine_lines(rows), ""]
         for selector in SELECTORS:
             chosen = [row for _, row in rows if row["selector"] == selector.name]
             if chosen:
@@ -81,35 +82,34 @@ def section(machine: Machine, records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def ordered_rows(runs: Sequence[Record]) -> List[Tuple[Record, Dict[str, Any]]]:
+def ordered_rows(runs: Sequence[Record]) -> list[tuple[Record, dict[str, Any]]]:
     """The last row of each key with its run, in the order of the largest run."""
     latest = history.latest_rows(runs)
-    order: Dict[history.Key, None] = {}
+    order: dict[history.Key, None] = {}
     for run in sorted(runs, key=lambda run: -len(run["rows"])):
         for row in run["rows"]:
             order.setdefault(history.row_key(run, row))
     return [latest[key] for key in order]
 
 
-def machine_lines(rows: Sequence[Tuple[Record, Dict[str, Any]]]) -> List[str]:
+def machine_lines(rows: Sequence[tuple[Record, dict[str, Any]]]) -> list[str]:
     """One bullet per run that a row comes from: date, versions, commit, measured ceilings."""
-    counts: Dict[str, int] = {}
-    runs: Dict[str, Record] = {}
+    counts: dict[int, int] = {}
+    runs: dict[int, Record] = {}
     for run, _ in rows:
-        key = history.to_line(run)
-        runs[key] = run
-        counts[key] = counts.get(key, 0) + 1
+        runs[id(run)] = run
+        counts[id(run)] = counts.get(id(run), 0) + 1
     lines = []
-    for key in sorted(runs, key=lambda key: runs[key]["time"]):
-        run = runs[key]
-        _, versions, ceilings = table.head_lines(run["machine"])
-        text = f"- {run['time'][:10]}, {run['machine']['threads']} threads, {versions}; {ceilings}; {counts[key]} rows"
-        busy = table.busy_note(run["machine"])
+    for key, run in sorted(runs.items(), key=lambda pair: pair[1]["time"]):
+        machine = run["machine"]
+        _, versions, ceilings = table.head_lines(machine)
+        text = f"- {run['time'][:10]}, {machine['threads']} threads, {versions}; {ceilings}; {counts[key]} rows"
+        busy = table.busy_note(machine)
         lines.append(f"{text}; {busy}" if busy else text)
     return lines
 
 
-def selector_lines(title: str, rows: Sequence[Dict[str, Any]]) -> List[str]:
+def selector_lines(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """A table of rows, the memory table where measured, and the footnotes."""
     lines = [f"### {title}", "", *markdown_table(COLUMNS, [table.row_cells(row) for row in rows]), ""]
     memory = table.memory_rows(rows)
@@ -121,9 +121,9 @@ def selector_lines(title: str, rows: Sequence[Dict[str, Any]]) -> List[str]:
     return lines
 
 
-def host_lines(runs: Sequence[Record]) -> List[str]:
+def host_lines(runs: Sequence[Record]) -> list[str]:
     """The last host overhead of each call."""
-    latest: Dict[Tuple[str, ...], Dict[str, Any]] = {}
+    latest: dict[tuple[str, ...], dict[str, Any]] = {}
     for run in runs:
         for call in run["host"]:
             latest[call["op"], call["shape"], call["grad"]] = call
@@ -134,7 +134,7 @@ def host_lines(runs: Sequence[Record]) -> List[str]:
     return ["### Host overhead", "", text, "", *markdown_table(table.HOST_COLUMNS, cells), ""]
 
 
-def demo_lines(demo: Record) -> List[str]:
+def demo_lines(demo: Record) -> list[str]:
     """The last training demo."""
     text = (
         f"`python -m metalcore.demo`, {demo['time'][:10]}, commit {demo['machine']['commit'] or 'unknown'}: "
@@ -145,7 +145,7 @@ def demo_lines(demo: Record) -> List[str]:
     return ["### Training demo", "", text, "", *markdown_table(table.DEMO_COLUMNS, table.demo_cells(demo)), ""]
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A pipe table; numbers to the right."""
     rule = [":--" if column in table.LEFT else "--:" for column in columns]
     return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]

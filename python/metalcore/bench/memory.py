@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Optional
 
 import torch
 
@@ -23,12 +23,7 @@ RESET_PEAK = Path("/proc/self/clear_refs")
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all state tensors."""
-    return sum(
-        value.nbytes
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    )
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))
 
 
 def step_bytes(device: torch.device, step: Callable[[], Any]) -> Optional[int]:
@@ -65,7 +60,7 @@ def reset_peak() -> None:
             print(f"high-water mark not reset: {error}", file=sys.stderr)
 
 
-def in_own_process(name: str, elements: int) -> Dict[str, Optional[int]]:
+def in_own_process(name: str, elements: int) -> dict[str, Optional[int]]:
     """State and step bytes of the optimiser `name` on one fp32 CPU tensor."""
     command = [sys.executable, "-m", "metalcore.bench.memory", name, str(elements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -74,7 +69,7 @@ def in_own_process(name: str, elements: int) -> Dict[str, Optional[int]]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure_here(name: str, elements: int) -> Dict[str, int]:
+def measure_here(name: str, elements: int) -> dict[str, int]:
     """The measurement, in the process made for it."""
     from .workloads import adamw
 

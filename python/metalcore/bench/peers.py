@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any, Callable, Dict, FrozenSet, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
+
+from .rows import Peer
+from .timing import reason_of
 
 ORDER = ("torch", "compile", "liger", "mlx", "jax")
 ON_REQUEST = ("jax",)
@@ -24,9 +27,17 @@ def unavailable(peer: str) -> Optional[str]:
     return None
 
 
-def default_peers() -> FrozenSet[str]:
+def default_peers() -> frozenset[str]:
     """Every peer that imports, apart from those on request."""
     return frozenset(p for p in ORDER if p not in ON_REQUEST and unavailable(p) is None)
+
+
+def add(rivals: dict[str, Peer], skipped: dict[str, str], name: str, make: Callable[[], Peer]) -> None:
+    """Adds a foreign peer, or the reason why it cannot be made."""
+    try:
+        rivals[name] = make()
+    except Exception as error:  # whatever a foreign package raises only means that it is not compared
+        skipped[name] = reason_of(error)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,11 +79,9 @@ class Mlx:
 
     def array(self, x: Tensor) -> Any:
         """A copy of x in MLX's memory. numpy has no bfloat16, so that goes through float32."""
-        names: Dict[torch.dtype, str] = {
-            torch.float32: "float32",
-            torch.float16: "float16",
-            torch.bfloat16: "bfloat16",
-        }
+        names = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+        if x.dtype not in names:
+            raise TypeError(f"{x.dtype} is not timed in mlx")
         return self.mx.array(x.detach().float().cpu().numpy()).astype(getattr(self.mx, names[x.dtype]))
 
     def evaluated(self, function: Callable[..., Any]) -> Callable[..., Any]:

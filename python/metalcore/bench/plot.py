@@ -1,16 +1,17 @@
 """Bar charts of ratio and roofline fraction: `python -m metalcore.bench.plot FOLDER FILE`.
 
-One block per machine. Launch-bound rows are left out, as from every claim; a long run shows the
-workloads marked for --quick.
+One block per machine. Launch-bound and disturbed rows are left out, as from every claim; a long run
+shows the workloads marked for --quick.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Sequence
 
 from . import history, table
+from .rows import TIMES
 
 SUFFIXES = (".png", ".svg")
 MOST_BARS = 36
@@ -23,7 +24,7 @@ FRAME_IN = 0.95
 """Inches of title and axis of one block."""
 
 
-def draw(records: Sequence[Dict[str, Any]], path: Path) -> None:
+def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the chart of some runs, one block for each that has rows to show."""
     import matplotlib
 
@@ -42,16 +43,17 @@ def draw(records: Sequence[Dict[str, Any]], path: Path) -> None:
         pyplot.close(figure)
 
 
-def bars_of(rows: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """Rows with a ratio that are no launch overhead; the quick ones where there are too many."""
-    bars = [row for row in rows if row.get("ratio") and "launch" not in row["tags"] and "ERR" not in row["tags"]]
+def bars_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with a ratio that may be quoted; the quick ones where there are too many."""
+    bars = [row for row in rows if row.get("ratio") and table.claimable(row)]
     return bars if len(bars) <= MOST_BARS else [row for row in bars if row["quick"]][:MOST_BARS]
 
 
-def draw_block(part: Any, machine: Dict[str, Any], bars: Sequence[Dict[str, Any]]) -> None:
+def draw_block(part: Any, machine: dict[str, Any], bars: Sequence[dict[str, Any]]) -> None:
     """Title, then ratio on the left and roofline on the right."""
     versions = f"torch {machine['torch']}, metalcore {machine['metalcore']}"
-    part.suptitle(f"{machine['device_name']} ({machine['device']}), {versions}", fontsize=10, fontweight="bold", x=0.01, ha="left")
+    title = f"{machine['device_name']} ({machine['device']}), {versions}"
+    part.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     left, right = part.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = places_of(bars)
     draw_ratio(left, places, bars)
@@ -64,16 +66,16 @@ def draw_block(part: Any, machine: Dict[str, Any], bars: Sequence[Dict[str, Any]
         axes.set_axisbelow(True)
 
 
-def places_of(bars: Sequence[Dict[str, Any]]) -> List[float]:
+def places_of(bars: Sequence[dict[str, Any]]) -> list[float]:
     """Vertical positions, with a gap before each op."""
-    places: List[float] = []
+    places: list[float] = []
     for index, row in enumerate(bars):
         gap = GAP if index and row["op"] != bars[index - 1]["op"] else 0.0
         places.append(places[-1] + 1 + gap if places else 0.0)
     return places
 
 
-def labels_of(bars: Sequence[Dict[str, Any]]) -> List[str]:
+def labels_of(bars: Sequence[dict[str, Any]]) -> list[str]:
     """Shape and dtype, the op named at its first bar."""
     labels = []
     for index, row in enumerate(bars):
@@ -83,15 +85,14 @@ def labels_of(bars: Sequence[Dict[str, Any]]) -> List[str]:
     return labels
 
 
-def draw_ratio(axes: Any, places: Sequence[float], bars: Sequence[Dict[str, Any]]) -> None:
+def draw_ratio(axes: Any, places: Sequence[float], bars: Sequence[dict[str, Any]]) -> None:
     """Bars from 1 on a logarithmic axis, so that a win points right and a loss left."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     ratios = [row["ratio"] for row in bars]
     axes.set_xscale("log")
-    axes.barh(
-        places, [ratio - 1 for ratio in ratios], left=1, height=0.7, color=[LOSS if "loss" in row["tags"] else WIN for row in bars]
-    )
+    colors = [LOSS if "loss" in row["tags"] else WIN for row in bars]
+    axes.barh(places, [ratio - 1 for ratio in ratios], left=1, height=0.7, color=colors)
     low, high = limits(ratios)
     axes.set_xlim(low, high)
     axes.axvline(1, color="black", linewidth=0.8)
@@ -106,11 +107,11 @@ def draw_ratio(axes: Any, places: Sequence[float], bars: Sequence[Dict[str, Any]
         )
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{TIMES}"))
     axes.set_xlabel("times faster than the best peer (log scale)")
 
 
-def limits(ratios: Sequence[float]) -> Tuple[float, float]:
+def limits(ratios: Sequence[float]) -> tuple[float, float]:
     """Axis ends that leave room for the text behind the longest bar."""
     low = min([0.8, *ratios]) / 1.1
     high = max([2.0, *ratios])
@@ -130,7 +131,7 @@ def draw_roofline(axes: Any, places: Sequence[float], shares: Sequence[float]) -
     axes.set_xlabel("% of the measured roofline")
 
 
-def latest_runs(records: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+def latest_runs(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One record per machine with the last row of each key."""
     from .markdown import machine_of, machines_of, ordered_rows
 

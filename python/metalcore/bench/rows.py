@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 
@@ -16,6 +16,8 @@ Call = Callable[[int], Any]
 
 LARGE_OPERAND_BYTES = 64_000_000
 """An operand of this size needs no rotation: it does not stay in a cache between calls."""
+
+TIMES = "\u00d7"
 
 MOST_COPIES = 512
 """Rotation stops here. Only launch-bound shapes reach it."""
@@ -54,12 +56,12 @@ class Row:
     """One line of the table, with its buffers."""
 
     ours: Call
-    peers: Dict[str, Peer]
-    check: Callable[[int, Any], List[Gate]]
+    peers: dict[str, Peer]
+    check: Callable[[int, Any], list[Gate]]
     """(copy, output of the last timed call on it) -> gates, over every batch item."""
     copies: int = 1
-    skipped: Dict[str, str] = field(default_factory=dict)
-    memory: Optional[Callable[[], Dict[str, Dict[str, Optional[int]]]]] = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    memory: Optional[Callable[[], dict[str, dict[str, Optional[int]]]]] = None
     note: str = ""
 
 
@@ -69,8 +71,8 @@ class Context:
 
     device: torch.device
     profile: Profile
-    peers: FrozenSet[str]
-    dtypes: Optional[Tuple[torch.dtype, ...]] = None
+    peers: frozenset[str]
+    dtypes: Optional[tuple[torch.dtype, ...]] = None
     quick: bool = False
     lite: bool = False
 
@@ -121,5 +123,5 @@ def copies_needed(largest_operand_bytes: float, set_bytes: float, cache_bytes: f
 
 
 def times(*sizes: int) -> str:
-    """Shape label: 500×16×16."""
-    return "×".join(str(size) for size in sizes)
+    """Shape label, the sizes with a multiplication sign between."""
+    return TIMES.join(str(size) for size in sizes)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import math
 import traceback
-from typing import Any, Dict, List, Sequence
+from typing import Any, Sequence
 
 import torch
 
 from . import timing
 from .accuracy import worst_share
 from .dtypes import DTYPE_NAMES
+from .machine import OtherLoad
 from .progress import Progress
 from .rows import Case, Context, HostCall, Peer, Row
 from .timing import Stats
@@ -23,6 +25,9 @@ EVEN = 0.97
 LAUNCH_BOUND = 3.0
 """Rows below this many launch floors are launch-bound."""
 HOST_ALLOWANCE_S = 2e-6
+BUSY_SHARE = 0.1
+"""Share of the CPU time that others may take while a row is timed. Beyond it, waiting threads make
+one side many times slower than the other."""
 MEMORY_SHARE = 0.8
 
 
@@ -32,12 +37,12 @@ def plan_of(context: Context) -> timing.Plan:
     return timing.QUICK if context.quick else timing.FULL
 
 
-def select_cases(cases: Sequence[Case], context: Context, no_long_ops: bool) -> List[Case]:
+def select_cases(cases: Sequence[Case], context: Context, no_long_ops: bool) -> list[Case]:
     """The cases of this run: without G on the CPU; Q only when quick; the smallest shape of each op and
     dtype when lite; without long ones when asked."""
     chosen = [case for case in cases if not (case.gpu_only and context.on_cpu)]
     if context.lite:
-        smallest: Dict[Any, Case] = {}
+        smallest: dict[Any, Case] = {}
         for case in chosen:
             key = (case.op, case.dtype)
             if key not in smallest or case.cost.bytes < smallest[key].cost.bytes:
@@ -50,7 +55,7 @@ def select_cases(cases: Sequence[Case], context: Context, no_long_ops: bool) -> 
     return chosen
 
 
-def run_selector(selector: Selector, context: Context, progress: Progress, no_long_ops: bool = False) -> Dict[str, Any]:
+def run_selector(selector: Selector, context: Context, progress: Progress, no_long_ops: bool = False) -> dict[str, Any]:
     """Rows and host calls of one selector, as they go into the record."""
     cases = select_cases(list(selector.cases(context)), context, no_long_ops)
     host_calls = list(selector.host_calls(context))
@@ -70,7 +75,7 @@ def run_selector(selector: Selector, context: Context, progress: Progress, no_lo
     return {"rows": rows, "skipped": skipped, "host": host}
 
 
-def names_of(case: Case, selector: Selector) -> Dict[str, Any]:
+def names_of(case: Case, selector: Selector) -> dict[str, Any]:
     return {
         "selector": selector.name,
         "op": case.op,
@@ -92,11 +97,12 @@ def too_large(case: Case, context: Context) -> str:
 
 def release(device: torch.device) -> None:
     """Gives the buffers of the last row back, so that the next one starts from the same state."""
+    gc.collect()
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
 
 
-def run_case(case: Case, context: Context) -> Dict[str, Any]:
+def run_case(case: Case, context: Context) -> dict[str, Any]:
     """Times a case and checks it on the buffers that were timed. An exception of ours becomes a failed
     row, so that the rest of the run still happens; the exit status tells."""
     try:
@@ -104,19 +110,21 @@ def run_case(case: Case, context: Context) -> Dict[str, Any]:
         return measure_row(case, row, context)
     except Exception as error:
         traceback.print_exc()
-        return {"failure": f"{type(error).__name__}: {error}", "tags": ["ERR"], "error": None}
+        return {"failure": timing.reason_of(error), "tags": ["ERR"], "error": None}
 
 
-def measure_row(case: Case, row: Row, context: Context) -> Dict[str, Any]:
+def measure_row(case: Case, row: Row, context: Context) -> dict[str, Any]:
     plan = plan_of(context)
     peers, skipped = usable_peers(row)
     row.ours(0)
     on_device = {name: peer.call for name, peer in peers.items() if clock_of(peer, context) == "device"}
     by_wall = {name: peer.call for name, peer in peers.items() if clock_of(peer, context) == "wall"}
 
+    others = OtherLoad()
     main = timing.Interleaved(context.profile.timer, {"ours": row.ours, **on_device}, row.copies)
     stats = main.measure(plan)
     ours = stats.pop("ours")
+    share = others.share()
     gates = row.check(main.first_copy, context.profile.timer.kept)
     context.profile.timer.kept = None
     found = {name: peer_json(stat, ours, "device") for name, stat in stats.items()}
@@ -126,7 +134,8 @@ def measure_row(case: Case, row: Row, context: Context) -> Dict[str, Any]:
         ours_by_wall = stats.pop("ours")
         found.update({name: peer_json(stat, ours_by_wall, "wall") for name, stat in stats.items()})
 
-    result: Dict[str, Any] = {
+    result: dict[str, Any] = {
+        "other_cpu_share": share,
         "ours": stats_json(ours),
         "peers": found,
         "skipped_peers": skipped,
@@ -161,7 +170,7 @@ def usable_peers(row: Row) -> Any:
     return usable, skipped
 
 
-def judge(result: Dict[str, Any], ours: Stats, context: Context) -> Dict[str, Any]:
+def judge(result: dict[str, Any], ours: Stats, context: Context) -> dict[str, Any]:
     """Adds best peer, ratio, roofline and tags. The best peer is the one with the smallest ratio."""
     peers = result["peers"]
     best = min(peers, key=lambda name: peers[name]["ratio"], default=None)
@@ -175,13 +184,15 @@ def judge(result: Dict[str, Any], ours: Stats, context: Context) -> Dict[str, An
         tags.append("loss")
     if ours.noisy or (best and peers[best]["noisy"]):
         tags.append("noisy")
+    if context.on_cpu and result["other_cpu_share"] > BUSY_SHARE:
+        tags.append("busy")
     if result["error"] is None or not result["error"] <= 1:
         tags.append("ERR")
     result["tags"] = tags
     return result
 
 
-def stats_json(stats: Stats) -> Dict[str, Any]:
+def stats_json(stats: Stats) -> dict[str, Any]:
     return {
         "ms": stats.median_s * 1e3,
         "p10_ms": stats.p10_s * 1e3,
@@ -192,7 +203,7 @@ def stats_json(stats: Stats) -> Dict[str, Any]:
     }
 
 
-def peer_json(stats: Stats, ours: Stats, clock: str) -> Dict[str, Any]:
+def peer_json(stats: Stats, ours: Stats, clock: str) -> dict[str, Any]:
     """A peer's times, and ours by the same clock."""
     return {
         **stats_json(stats),
@@ -207,15 +218,18 @@ def finite(x: float) -> Any:
     return x if math.isfinite(x) else None
 
 
-def run_host_call(call: HostCall, context: Context) -> Dict[str, Any]:
+def run_host_call(call: HostCall, context: Context) -> dict[str, Any]:
     """Host time per call in µs, ours and torch's; 'over' when ours takes 2 µs more."""
     names = {"op": call.op, "shape": call.shape, "grad": call.grad}
     calls = plan_of(context).host_calls
+    others = OtherLoad()
     try:
         ours, torch_s = timing.host_times(context.device, (call.ours, call.torch), calls)
     except Exception as error:
         traceback.print_exc()
-        return {**names, "failure": f"{type(error).__name__}: {error}", "tags": ["ERR"]}
+        return {**names, "failure": timing.reason_of(error), "tags": ["ERR"]}
+    share = others.share()
+    tags = [name for name, true in (("over", ours - torch_s > HOST_ALLOWANCE_S), ("busy", share > BUSY_SHARE)) if true]
     return {
         **names,
         "calls": calls,
@@ -223,18 +237,19 @@ def run_host_call(call: HostCall, context: Context) -> Dict[str, Any]:
         "torch_us": torch_s * 1e6,
         "difference_us": (ours - torch_s) * 1e6,
         "failure": None,
-        "tags": ["over"] if ours - torch_s > HOST_ALLOWANCE_S else [],
+        "other_cpu_share": share,
+        "tags": tags,
     }
 
 
-def new_record(context: Context, arguments: Sequence[str]) -> Dict[str, Any]:
+def new_record(context: Context, settings: dict[str, Any]) -> dict[str, Any]:
     """The record of a run, before its rows."""
     now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
     return {
         "schema": SCHEMA,
         "kind": "benchmark",
         "time": now.isoformat(),
-        "arguments": list(arguments),
+        "settings": settings,
         "peers": sorted(context.peers),
         "machine": context.profile.as_json(),
         "rows": [],
@@ -243,6 +258,6 @@ def new_record(context: Context, arguments: Sequence[str]) -> Dict[str, Any]:
     }
 
 
-def failed(record: Dict[str, Any]) -> bool:
+def failed(record: dict[str, Any]) -> bool:
     """Whether an error was over its bar or an op raised."""
     return any("ERR" in entry["tags"] for entry in record["rows"] + record["host"])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Record = Dict[str, Any]
-Cells = List[str]
+from .rows import TIMES
 
-WIDTH_WITHOUT_TERMINAL = 150
+Record = dict[str, Any]
+Cells = list[str]
+
+LEAST_WIDTH = 150
+NONE = "-"
+"""Cell without a value."""
+
+NO_CLAIM = frozenset({"launch", "busy", "ERR"})
+"""Tags of rows that are left out of claims and plots."""
 
 BUSY_SHARE = 0.05
 """Others' share of the CPU time from which a run is called disturbed."""
@@ -21,8 +28,8 @@ LEGEND = (
     "ratio: peer / ours, above 1 is a win. roofline: floor / ours, the floor being compulsory bytes over the "
     "measured copy bandwidth or flops over the measured GEMM rate.",
     "error: worst accuracy ratio over its bar, every batch item, on the timed buffers; at most 1.",
-    "tag: launch = below 3 launch floors, left out of claims; loss = ratio below 0.97; noisy = p90/p10 above 1.3; "
-    "ERR = error over its bar, or the op raised.",
+    "tag: launch = below 3 launch floors, left out of claims; busy = others took over 10 % of the CPU time, left out "
+    "of claims; loss = ratio below 0.97; noisy = p90/p10 above 1.3; ERR = error over its bar, or the op raised.",
 )
 HOST_LEGEND = "host overhead: µs of one Python call without a wait; over = more than 2 µs above torch's."
 
@@ -32,19 +39,20 @@ LEFT = ("op", "shape", "dtype", "peer", "tag", "grad", "optimizer", "norm and op
 
 
 def make_console(file: Any, stderr: bool = False) -> Console:
-    """A console that does not fold tables at 80 columns when it is no terminal."""
+    """A console wide enough that no cell is cut; a narrow terminal breaks the lines itself."""
     console = Console(file=file, stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, stderr=stderr, highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+    console.width = max(console.width, LEAST_WIDTH)
     return console
 
 
 def number(x: Optional[float], digits: int = 3) -> str:
     """Significant digits without an exponent for the usual sizes."""
     if x is None:
-        return "–"
+        return NONE
     if x == 0:
         return "0"
+    if abs(x) >= 1e6:
+        return f"{x:.1e}"
     if abs(x) >= 10 ** (digits - 1):
         return f"{x:.0f}"
     text = f"{x:.{digits}g}"
@@ -52,29 +60,30 @@ def number(x: Optional[float], digits: int = 3) -> str:
 
 
 def ratio_text(ratio: Optional[float]) -> str:
-    """Two decimals below ten: 1.00× is a row without a difference."""
+    """Two decimals below ten, so that 1.00 is a row without a difference."""
     if ratio is None:
-        return "–"
-    return f"{ratio:.2f}×" if ratio < 9.995 else f"{number(ratio)}×"
+        return NONE
+    return (f"{ratio:.2f}" if ratio < 9.995 else number(ratio)) + TIMES
 
 
 def percent(share: Optional[float]) -> str:
     """A share as percent, with two digits below ten percent."""
     if share is None:
-        return "–"
+        return NONE
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
-def row_cells(row: Dict[str, Any]) -> Cells:
+def row_cells(row: dict[str, Any]) -> Cells:
     """The ten columns as text."""
     names = [row["op"], row["shape"], row["dtype"]]
     if row.get("failure"):
-        return names + ["–", "–", "–", "–", "–", "–", "ERR"]
+        return [*names, *6 * [NONE], "ERR"]
     best = row["best_peer"]
-    return names + [
+    return [
+        *names,
         number(row["ours"]["ms"]),
-        number(row["peers"][best]["ms"]) if best else "–",
-        best or "–",
+        number(row["peers"][best]["ms"]) if best else NONE,
+        best or NONE,
         ratio_text(row["ratio"]),
         percent(row["roofline"]),
         "over" if row["error"] is None else number(row["error"], 2),
@@ -82,15 +91,15 @@ def row_cells(row: Dict[str, Any]) -> Cells:
     ]
 
 
-def compare_cells(row: Dict[str, Any]) -> Cells:
+def compare_cells(row: dict[str, Any]) -> Cells:
     """The last run's time and the change since, '!' when slower by over 5 %."""
     if row.get("last_ms") is None:
-        return ["–", "–"]
+        return [NONE, NONE]
     mark = " slower" if row["slower"] else ""
     return [number(row["last_ms"]), f"{row['change_percent']:+.0f} %{mark}"]
 
 
-def head_lines(machine: Dict[str, Any]) -> List[str]:
+def head_lines(machine: dict[str, Any]) -> list[str]:
     """Versions, device, driver, threads; then the measured ceilings."""
     parts = [f"metalcore {machine['metalcore']}", f"torch {machine['torch']}"]
     if machine.get("cuda"):
@@ -106,7 +115,7 @@ def head_lines(machine: Dict[str, Any]) -> List[str]:
     ]
 
 
-def memory_rows(rows: Sequence[Dict[str, Any]]) -> List[Cells]:
+def memory_rows(rows: Sequence[dict[str, Any]]) -> list[Cells]:
     """op, shape, dtype, optimizer, state MB, step MB of the rows whose memory was measured."""
     cells = []
     for row in rows:
@@ -114,7 +123,7 @@ def memory_rows(rows: Sequence[Dict[str, Any]]) -> List[Cells]:
             state, step = (sizes[key] for key in ("state_bytes", "step_bytes"))
             cells.append(
                 [row["op"], row["shape"], row["dtype"], name]
-                + ["–" if size is None else f"{size / 1e6:.1f}" for size in (state, step)]
+                + [NONE if size is None else f"{size / 1e6:.1f}" for size in (state, step)]
             )
     return cells
 
@@ -124,20 +133,20 @@ DEMO_COLUMNS = ("norm and optimizer", "ms / step", "tokens / s", "optimizer stat
 HOST_COLUMNS = ("op", "shape", "grad", "ours µs", "torch µs", "difference µs", "tag")
 
 
-def host_cells(host: Sequence[Dict[str, Any]]) -> List[Cells]:
+def host_cells(host: Sequence[dict[str, Any]]) -> list[Cells]:
     """Rows of the host overhead table."""
     cells = []
     for call in host:
         names = [call["op"], call["shape"], call["grad"]]
         if call.get("failure"):
-            cells.append(names + ["–", "–", "–", "ERR"])
+            cells.append([*names, *3 * [NONE], "ERR"])
             continue
         times = [f"{call[key]:.1f}" for key in ("ours_us", "torch_us")]
-        cells.append(names + times + [f"{call['difference_us']:+.1f}", " ".join(call["tags"])])
+        cells.append([*names, *times, f"{call['difference_us']:+.1f}", " ".join(call["tags"])])
     return cells
 
 
-def demo_cells(record: Record) -> List[Cells]:
+def demo_cells(record: Record) -> list[Cells]:
     """One line per run of the training demo."""
     return [
         [
@@ -152,9 +161,9 @@ def demo_cells(record: Record) -> List[Cells]:
     ]
 
 
-def footnotes(rows: Sequence[Dict[str, Any]], skipped: Sequence[Dict[str, Any]]) -> List[str]:
+def footnotes(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]) -> list[str]:
     """Peers and rows that were left out, failures, notes; each said once."""
-    notes: Dict[str, List[str]] = {}
+    notes: dict[str, list[str]] = {}
     for row in rows:
         name = f"{row['op']} {row['shape']} {row['dtype']}"
         for peer, reason in (row.get("skipped_peers") or {}).items():
@@ -165,13 +174,19 @@ def footnotes(rows: Sequence[Dict[str, Any]], skipped: Sequence[Dict[str, Any]])
             notes.setdefault(f"raised {row['failure']}", []).append(name)
         for gate, found in (row.get("errors") or {}).items():
             if found["ratio"] is None or found["ratio"] > found["bar"]:
-                notes.setdefault(f"{gate} {number(found['ratio'])} over its bar {found['bar']:g}", []).append(name)
+                notes.setdefault(f"{gate} over its bar {found['bar']:g}", []).append(f"{name} ({number(found['ratio'])})")
     for row in skipped:
         notes.setdefault(f"not run: {row['reason']}", []).append(f"{row['op']} {row['shape']} {row['dtype']}")
-    return [f"{text}: {'; '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}" for text, names in notes.items()]
+    return [f"{text}: {shortened(names)}" for text, names in notes.items()]
 
 
-def rich_table(title: str, columns: Sequence[str], rows: Sequence[Tuple[Cells, str]]) -> Table:
+def shortened(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    rest = len(names) - most
+    return "; ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def rich_table(title: str, columns: Sequence[str], rows: Sequence[tuple[Cells, str]]) -> Table:
     """A plain table; each row has a style."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
@@ -181,7 +196,7 @@ def rich_table(title: str, columns: Sequence[str], rows: Sequence[Tuple[Cells, s
     return table
 
 
-def style_of(row: Dict[str, Any]) -> str:
+def style_of(row: dict[str, Any]) -> str:
     """Red for an error, yellow for a loss or a slower row, dim for a launch-bound one."""
     if "ERR" in row["tags"]:
         return "red"
@@ -190,13 +205,13 @@ def style_of(row: Dict[str, Any]) -> str:
     return "dim" if "launch" in row["tags"] else ""
 
 
-def print_head(console: Console, machine: Dict[str, Any]) -> None:
+def print_head(console: Console, machine: dict[str, Any]) -> None:
     for line in head_lines(machine):
         console.print(line, soft_wrap=True)
     console.print()
 
 
-def print_selector(console: Console, title: str, part: Dict[str, Any], compare: bool) -> None:
+def print_selector(console: Console, title: str, part: dict[str, Any], compare: bool) -> None:
     """One selector: its rows, then memory and host overhead where there are any."""
     rows = part["rows"]
     columns = COLUMNS + (COMPARE_COLUMNS if compare else ())
@@ -216,15 +231,24 @@ def print_selector(console: Console, title: str, part: Dict[str, Any], compare: 
     console.print()
 
 
-def summary(rows: Sequence[Dict[str, Any]]) -> str:
-    """Counts of rows by outcome."""
-    wins = sum(1 for row in rows if row.get("ratio") is not None and "loss" not in row["tags"])
-    losses = sum(1 for row in rows if "loss" in row["tags"])
+def claimable(row: dict[str, Any]) -> bool:
+    """Whether a row may be quoted."""
+    return not NO_CLAIM & set(row["tags"])
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Counts of rows by outcome. Launch-bound and disturbed rows make no claim, nor do rows with an error."""
     errors = sum(1 for row in rows if "ERR" in row["tags"])
-    return f"{len(rows)} rows: {wins} at or above the best peer, {losses} below it, {errors} with an error"
+    unclaimed = sum(1 for row in rows if not claimable(row) and "ERR" not in row["tags"])
+    judged = [row for row in rows if row.get("ratio") is not None and claimable(row)]
+    losses = sum(1 for row in judged if "loss" in row["tags"])
+    return (
+        f"{len(rows)} rows: {len(judged) - losses} at or above the best peer, {losses} below it, "
+        f"{unclaimed} launch-bound or disturbed, {errors} with an error"
+    )
 
 
-def busy_note(machine: Dict[str, Any]) -> str:
+def busy_note(machine: dict[str, Any]) -> str:
     """Says so when others worked on the machine; empty when it was quiet."""
     share = machine.get("other_cpu_share") or 0.0
     if share < BUSY_SHARE:

@@ -19,7 +19,7 @@ import statistics
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import torch
 
@@ -74,7 +74,7 @@ class Stats:
         return self.p90_s > NOISY_SPREAD * self.p10_s
 
 
-Sample = Tuple[float, float]
+Sample = tuple[float, float]
 """(seconds, host seconds) of one call."""
 
 
@@ -93,7 +93,7 @@ class WallTimer:
         self.wait = synchronizer(device)
         self.kept: Any = None
 
-    def round(self, jobs: Sequence[Job], keep: Optional[int] = None) -> List[Sample]:
+    def round(self, jobs: Sequence[Job], keep: Optional[int] = None) -> list[Sample]:
         self.kept = None
         samples = []
         for position, job in enumerate(jobs):
@@ -119,7 +119,7 @@ class EventTimer:
         self.lead_in = lead_in
         self.kept: Any = None
 
-    def round(self, jobs: Sequence[Job], keep: Optional[int] = None) -> List[Sample]:
+    def round(self, jobs: Sequence[Job], keep: Optional[int] = None) -> list[Sample]:
         self.kept = None
         pending = []
         for position, job in enumerate(jobs):
@@ -194,7 +194,7 @@ class Interleaved:
     """Runs several calls in turn, A B C, B C A, …: no call always follows the same one. Each call gets
     the next copy of the inputs, so that none finds what the one before it left in a cache."""
 
-    def __init__(self, timer: Any, calls: Dict[str, Call], copies: int) -> None:
+    def __init__(self, timer: Any, calls: dict[str, Call], copies: int) -> None:
         self.timer = timer
         self.names = list(calls)
         self.calls = list(calls.values())
@@ -204,7 +204,7 @@ class Interleaved:
         self.first_copy = 0
         """Copy that the first call was last run on; after `measure` its output is `timer.kept`."""
 
-    def round(self, keep_first: bool = False) -> List[Sample]:
+    def round(self, keep_first: bool = False) -> list[Sample]:
         """One sample per call, in the order of `names`."""
         count = len(self.calls)
         order = [(self.rounds + place) % count for place in range(count)]
@@ -219,7 +219,7 @@ class Interleaved:
         samples = dict(zip(order, self.timer.round(jobs, order.index(0) if keep_first else None)))
         return [samples[which] for which in range(count)]
 
-    def measure(self, plan: Plan) -> Dict[str, Stats]:
+    def measure(self, plan: Plan) -> dict[str, Stats]:
         """Settles the clocks, then times every call `plan.runs_for` times. Only the last round keeps an
         output: one kept longer would change which memory the allocator hands to the next call."""
         with no_garbage_collection():
@@ -229,7 +229,7 @@ class Interleaved:
             rounds.append(self.round(keep_first=True))
         return {name: summarize([r[i] for r in rounds]) for i, name in enumerate(self.names)}
 
-    def settle(self, plan: Plan) -> List[Sample]:
+    def settle(self, plan: Plan) -> list[Sample]:
         begin = time.perf_counter()
         rounds = 0
         last = self.round()
@@ -256,12 +256,12 @@ def median_s(timer: Any, job: Job, runs: int) -> float:
     return statistics.median(timer.round([job])[0][0] for _ in range(runs))
 
 
-def host_times(device: torch.device, jobs: Sequence[Job], calls: int) -> List[float]:
+def host_times(device: torch.device, jobs: Sequence[Job], calls: int) -> list[float]:
     """Host seconds per call of each job: chunks of HOST_CHUNK calls without a wait, chunks interleaved,
     a wait between chunks so that the device's queue never fills; the median chunk."""
     wait = synchronizer(device)
     chunk = min(HOST_CHUNK, calls)
-    spent: List[List[float]] = [[] for _ in jobs]
+    spent: list[list[float]] = [[] for _ in jobs]
     for job in jobs:
         for _ in range(chunk):
             job()
@@ -277,11 +277,16 @@ def host_times(device: torch.device, jobs: Sequence[Job], calls: int) -> List[fl
     return [statistics.median(times) for times in spent]
 
 
+def reason_of(error: Exception) -> str:
+    """Class and first line of an exception."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"
+
+
 def try_first_call(call: Call) -> Optional[str]:
     """Runs a peer once, compiling what it compiles. Why it cannot run, or None."""
     try:
         call(0)
     except Exception as error:  # any failure of a peer only means that it is not compared
-        text = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {text[0][:160] if text else 'no message'}"
+        return reason_of(error)
     return None

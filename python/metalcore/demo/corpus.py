@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Iterator, Optional
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ class Corpus:
     """Bytes as tokens, and where they come from."""
 
     tokens: Tensor
-    sources: Tuple[str, ...]
+    sources: tuple[str, ...]
     sha256: str
 
-    def batch(self, size: int, length: int, generator: torch.Generator) -> Tuple[Tensor, Tensor]:
+    def batch(self, size: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`size` random windows of `length` tokens, and the same windows one token later."""
         starts = torch.randint(len(self.tokens) - length - 1, (size, 1), generator=generator)
         windows = self.tokens[starts + torch.arange(length + 1)].long()
@@ -48,24 +48,23 @@ def read(root: Optional[Path], package: Path) -> Corpus:
     )
 
 
-def documents(root: Path) -> Dict[str, bytes]:
+def documents(root: Path) -> dict[str, bytes]:
     """Markdown files of a checkout by relative name, sorted."""
     paths = sorted([*root.glob("*.md"), *root.glob("docs/**/*.md")])
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.name not in GENERATED
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.name not in GENERATED}
 
 
-def installed_readme() -> Dict[str, bytes]:
+def installed_readme() -> dict[str, bytes]:
     """The long description that the installed package carries."""
     try:
-        text = importlib.metadata.metadata("metalcore").get_payload()
+        metadata = importlib.metadata.distribution("metalcore").read_text("METADATA") or ""
     except importlib.metadata.PackageNotFoundError:
         return {}
-    return {"README": str(text).encode()} if text else {}
+    text = metadata.partition("\n\n")[2]
+    return {"README": text.encode()} if text else {}
 
 
-def docstrings(package: Path) -> Dict[str, bytes]:
+def docstrings(package: Path) -> dict[str, bytes]:
     """Docstrings of every module, class and function of a package, sorted by file."""
     found = {}
     for path in sorted(package.rglob("*.py")):

@@ -4,7 +4,7 @@ bytes out. The norm is a parameter, everything else is torch."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Tuple
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class Config:
     rotary_base: float = 10_000.0
 
 
-def rotary_tables(config: Config) -> Tuple[Tensor, Tensor]:
+def rotary_tables(config: Config) -> tuple[Tensor, Tensor]:
     """cos and sin of (position, frequency), each (context, head_dim / 2)."""
     half = config.head_dim // 2
     frequencies = config.rotary_base ** (-torch.arange(half, dtype=torch.float64) / half)

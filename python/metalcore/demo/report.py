@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Sequence
 
 from ..bench import table
 
@@ -12,7 +12,7 @@ CHART_HEIGHT = 12
 TORCH, OURS, BOTH = "o", "x", "*"
 
 
-def chart(first: Sequence[float], second: Sequence[float]) -> List[str]:
+def chart(first: Sequence[float], second: Sequence[float]) -> list[str]:
     """Both loss curves as text: o torch, x metalcore, * both in one place."""
     low, high = min(*first, *second), max(*first, *second)
     width = min(CHART_WIDTH, len(first))
@@ -31,7 +31,7 @@ def chart(first: Sequence[float], second: Sequence[float]) -> List[str]:
     return lines
 
 
-def show(console: Any, record: Dict[str, Any]) -> None:
+def show(console: Any, record: dict[str, Any]) -> None:
     """Chart, table, verdict."""
     runs = record["runs"]
     for line in chart(runs["torch"]["losses"], runs["metalcore"]["losses"]):
@@ -48,7 +48,7 @@ def show(console: Any, record: Dict[str, Any]) -> None:
     )
 
 
-def draw(record: Dict[str, Any], path: Path) -> None:
+def draw(record: dict[str, Any], path: Path) -> None:
     """Both curves, and their difference below."""
     import matplotlib
 
@@ -59,9 +59,7 @@ def draw(record: Dict[str, Any], path: Path) -> None:
     steps = range(1, record["steps"] + 1)
     first, second = runs["torch"]["losses"], runs["metalcore"]["losses"]
     with pyplot.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, (above, below) = pyplot.subplots(
-            2, 1, sharex=True, figsize=(8, 4.5), height_ratios=(3, 1), layout="constrained"
-        )
+        figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 4.5), height_ratios=(3, 1), layout="constrained")
         above.plot(steps, first, color="#8d99ae", linewidth=4, label="torch.nn.RMSNorm + AdamW(fused=True)")
         above.plot(steps, second, color="#2a6f97", linewidth=1.4, label="MetalRMSNorm + MetalAdamW")
         above.set_ylabel("loss, nats per byte")

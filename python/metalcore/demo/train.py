@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ class Trainer:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     wait: Callable[[], None]
-    losses: List[float] = field(default_factory=list)
-    seconds: List[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def step(self, tokens: Tensor, targets: Tensor) -> None:
         """One timed step: forward, backward, update."""
@@ -49,7 +49,7 @@ class Trainer:
         self.seconds.append(time.perf_counter() - begin)
         self.losses.append(loss.item())
 
-    def as_json(self, tokens_per_step: int) -> Dict[str, Any]:
+    def as_json(self, tokens_per_step: int) -> dict[str, Any]:
         """Median step, throughput, state memory, losses."""
         timed = self.seconds[SKIPPED_STEPS:] or self.seconds
         median = statistics.median(timed)
@@ -61,13 +61,13 @@ class Trainer:
         }
 
 
-def make_trainers(config: Config, device: torch.device, seed: int) -> Tuple[Trainer, Trainer]:
+def make_trainers(config: Config, device: torch.device, seed: int) -> tuple[Trainer, Trainer]:
     """torch's norm and optimiser, then ours, from the same weights."""
     torch.manual_seed(seed)
     reference = TinyLlama(config, lambda width: nn.RMSNorm(width, eps=EPS)).to(device)
     ours = TinyLlama(config, lambda width: metalcore.MetalRMSNorm(width, eps=EPS)).to(device)
     ours.load_state_dict(reference.state_dict())
-    options: Dict[str, Any] = {"lr": LEARNING_RATE, "betas": BETAS, "weight_decay": WEIGHT_DECAY}
+    options: dict[str, Any] = {"lr": LEARNING_RATE, "betas": BETAS, "weight_decay": WEIGHT_DECAY}
     wait = synchronizer(device)
     return (
         Trainer("torch", reference, torch.optim.AdamW(reference.parameters(), fused=True, **options), wait),
@@ -76,7 +76,7 @@ def make_trainers(config: Config, device: torch.device, seed: int) -> Tuple[Trai
 
 
 def train(
-    trainers: Tuple[Trainer, Trainer],
+    trainers: tuple[Trainer, Trainer],
     corpus: Corpus,
     config: Config,
     steps: int,
@@ -93,7 +93,7 @@ def train(
         report(f"step {number + 1}, loss {trainers[0].losses[-1]:.3f} and {trainers[1].losses[-1]:.3f}")
 
 
-def largest_difference(trainers: Tuple[Trainer, Trainer]) -> Tuple[float, int]:
+def largest_difference(trainers: tuple[Trainer, Trainer]) -> tuple[float, int]:
     """The largest |difference| of the two losses of a step, and that step, from 1. NaN counts as infinite."""
     differences = [abs(a - b) for a, b in zip(trainers[0].losses, trainers[1].losses)]
     sizes = [d if d == d else float("inf") for d in differences]

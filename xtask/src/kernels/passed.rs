@@ -44,3 +44,30 @@ impl Passed {
         Ok(findings)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passed_is_not_checked_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let passed = Passed {
+            folder: folder.path().to_owned(),
+        };
+        let mut checks = 0;
+        let mut check = |what: &[&str], findings: &[&str]| {
+            let findings = findings.iter().map(|finding| finding.to_string()).collect();
+            let found = passed.unless(what, || {
+                checks += 1;
+                Ok(findings)
+            });
+            found.unwrap().len()
+        };
+        assert_eq!(check(&["a", "b"], &["wrong"]), 1);
+        assert_eq!(check(&["a", "b"], &[]), 0);
+        assert_eq!(check(&["a", "b"], &["not looked for"]), 0);
+        assert_eq!(check(&["ab", ""], &["wrong"]), 1);
+        assert_eq!(checks, 3);
+    }
+}

@@ -151,13 +151,15 @@ void fail(const char* format, ...) {
 // ---- what kernels call
 
 void out_of_bounds(const Object* o, ptrdiff_t i, const char* what) {
-  if (o->overlapped_by) fail("%s of %s[%td], whose memory is %s's too: only IO arguments may overlap", what, o->name, i, o->overlapped_by);
+  if (o->overlapped_by)
+    fail("%s of %s[%td], whose memory is %s's too: only IO arguments may overlap", what, o->name, i, o->overlapped_by);
   fail("out-of-bounds %s: %s[%td] of %zu elements of %zu bytes", what, o->name, i, o->count, o->element_bytes);
 }
 void access(const Object* o, size_t i, Access a) {
   Worker* w = worker;
   const bool local = o->space == ThreadgroupSpace;
-  const Touch now{local ? 1 : w->group + 1, w->current, local ? w->epoch : w->device_epoch, local ? w->simd[w->current / 32].epoch : 0};
+  const Touch now{local ? 1 : w->group + 1, w->current, local ? w->epoch : w->device_epoch,
+                  local ? w->simd[w->current / 32].epoch : 0};
   char text[512];
   if (!note(o->cells[i], *o, i, a, now, text, sizeof text)) fail_with(text);
 }
@@ -172,7 +174,8 @@ void barrier(bool device_memory, Site site) {
   if (w->at_barrier++ == 0)
     w->barrier_site = site;
   else if (!same(w->barrier_site, site))
-    fail("divergent barrier: %s:%d, while another thread waits at %s:%d", site.file, site.line, w->barrier_site.file, w->barrier_site.line);
+    fail("divergent barrier: %s:%d, while another thread waits at %s:%d", site.file, site.line, w->barrier_site.file,
+         w->barrier_site.line);
   if (w->at_barrier < w->threads) return wait(w, State::AtBarrier, "tg_barrier", site);
   w->at_barrier = 0;
   ++w->epoch;
@@ -370,18 +373,22 @@ std::string Launch::bind(bool races) {
     const ArgumentInfo& info = kernel->arguments[i];
     const Argument& a = arguments[i];
     const std::string name = a.name;
-    if (info.index != i) return name + " is argument " + std::to_string(i) + " and declared with index " + std::to_string(info.index);
+    if (info.index != i)
+      return name + " is argument " + std::to_string(i) + " and declared with index " + std::to_string(info.index);
     if (info.kind == Params) {
       if (a.bytes == info.element_bytes) continue;
-      return "parameter block " + name + " of " + std::to_string(a.bytes) + " bytes, kernel expects " + std::to_string(info.element_bytes);
+      return "parameter block " + name + " of " + std::to_string(a.bytes) + " bytes, kernel expects " +
+             std::to_string(info.element_bytes);
     }
     // the largest power of two in its size is as much as an element can ask for
-    if (reinterpret_cast<uintptr_t>(a.pointer) % (info.element_bytes & -info.element_bytes)) return name + " is not aligned to its element";
+    if (reinterpret_cast<uintptr_t>(a.pointer) % (info.element_bytes & -info.element_bytes))
+      return name + " is not aligned to its element";
     const char* shares = overlapping(i);  // no error where the kernel leaves the argument alone
     const size_t elements = shares ? 0 : a.bytes / info.element_bytes;
     if (info.kind == Out && elements) std::memset(a.pointer, 0xff, a.bytes);
     if (races && info.kind != In) cells[i] = new_cells(elements);
-    objects[i] = Object{static_cast<char*>(a.pointer), elements, info.element_bytes, cells[i].get(), a.name, DeviceSpace, shares};
+    objects[i] = Object{static_cast<char*>(a.pointer), elements, info.element_bytes, cells[i].get(), a.name,
+                        DeviceSpace, shares};
   }
   return {};
 }
@@ -410,12 +417,14 @@ void Launch::run(Worker* w) {
 }
 
 std::string refuse(const Kernel* k, uint32_t threads, uint32_t argument_count, const Options& o) {
-  if (k->argument_count > MAX_ARGUMENTS) return "kernel with " + std::to_string(k->argument_count) + " arguments: at most " + std::to_string(MAX_ARGUMENTS);
+  if (k->argument_count > MAX_ARGUMENTS)
+    return "kernel with " + std::to_string(k->argument_count) + " arguments: at most " + std::to_string(MAX_ARGUMENTS);
   if (argument_count != k->argument_count)
     return std::to_string(argument_count) + " arguments, kernel takes " + std::to_string(k->argument_count);
   if (!threads || threads > MAX_THREADS || threads % 32)
     return "group size " + std::to_string(threads) + ": not a multiple of 32 up to " + std::to_string(MAX_THREADS);
-  if (threads != k->threads) return "group size " + std::to_string(threads) + ", kernel declares " + std::to_string(k->threads);
+  if (threads != k->threads)
+    return "group size " + std::to_string(threads) + ", kernel declares " + std::to_string(k->threads);
   if (o.threadgroup_limit > ARENA_BYTES) return "threadgroup limit above " + std::to_string(ARENA_BYTES) + " bytes";
   return {};
 }

@@ -34,7 +34,8 @@ static inline bool note(Cell& c, const Object& o, size_t i, Access access, const
   const auto race = [&](const Touch& before, const char* did) {
     const char* does = access == Write ? "written" : "read";
     if (before.group != now.group)
-      snprintf(text, length, "race: %s[%zu] was %s by group %u in this launch and is now %s", o.name, i, did, before.group - 1, does);
+      snprintf(text, length, "race: %s[%zu] was %s by group %u in this launch and is now %s", o.name, i, did,
+               before.group - 1, does);
     else
       snprintf(text, length, "race: %s[%zu] was %s by thread %u and is now %s with no %sbarrier between", o.name, i, did,
                before.thread, does, o.space == ThreadgroupSpace ? "" : "device-memory ");

@@ -73,7 +73,8 @@ G_FN real v4_dot(v4 a, v4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * 
 
 namespace emu {
 // The start of a vector of `count` elements, whose address has to be a multiple of `alignment` bytes.
-template <class T> static inline device_pointer<T> vector_at(device_pointer<T> p, gk_i64 i, uint count, size_t alignment, Access a) {
+template <class T>
+static inline device_pointer<T> vector_at(device_pointer<T> p, gk_i64 i, uint count, size_t alignment, Access a) {
   const device_pointer<T> q = p + i;
   if ((uintptr_t)q.p % alignment)
     runtime->fail("misaligned %u-wide %s: %s[%td], address not a multiple of %zu bytes", count, a == Write ? "write" : "read",
@@ -112,6 +113,19 @@ template <typename T> static inline void gk_st8(DEV(T) p, gk_i64 i, v8 v) {
   ::emu::store4(q, v.lo);
   ::emu::store4(q + 4, v.hi);
 }
+// 8 elements as they lie in memory
+template <typename T> struct gk_raw8 { T e[8]; };
+template <typename T> static inline gk_raw8<::emu::plain_t<T>> gk_ld_raw8(DEV(T) p, gk_i64 i) {
+  const DEV(T) q = ::emu::vector_at(p, i, 8, 16, ::emu::Read);
+  gk_raw8<::emu::plain_t<T>> v;
+  for (int k = 0; k < 8; ++k) v.e[k] = q[k];
+  return v;
+}
+template <typename T> static inline v8 gk_unpack8(gk_raw8<T> v) {
+  return v8{v4(gk_real(v.e[0]), gk_real(v.e[1]), gk_real(v.e[2]), gk_real(v.e[3])),
+            v4(gk_real(v.e[4]), gk_real(v.e[5]), gk_real(v.e[6]), gk_real(v.e[7]))};
+}
+template <typename T> static inline void gk_keep(gk_raw8<T>&) {}
 // the same for data used once
 template <typename T> static inline v4 gk_ld4_once(DEV(T) p, gk_i64 i) { return gk_ld4(p, i); }
 template <typename T> static inline v8 gk_ld8_once(DEV(T) p, gk_i64 i) { return gk_ld8(p, i); }

@@ -2,12 +2,15 @@
 
 use crate::host::{Foreign, Host, Shim};
 use crate::metal::{Metal, Objects};
-use crate::shim::{CUDA, Peek};
+use crate::object;
+use crate::shim::{CUDA, Description, Peek};
 use metalcore::device::{Device, Run};
 use metalcore::ops::adamw::{AdamW, Args, Goal, Options, Slot};
 use metalcore::{DType, Error, Result};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList};
+use std::sync::Arc;
 
 /// Scalars of a step, as Python passes them.
 #[derive(FromPyObject)]
@@ -48,6 +51,13 @@ struct Facts {
     numel: usize,
     dtype: Option<DType>,
     contiguous: bool,
+    device: (i32, i32),
+}
+
+impl From<&Description> for Facts {
+    fn from(t: &Description) -> Facts {
+        Facts { numel: t.numel, dtype: t.dtype, contiguous: t.contiguous, device: t.device }
+    }
 }
 
 /// Problem of the lists, after checking every tensor against its parameter.
@@ -77,7 +87,8 @@ fn problem(facts: &Lists<Facts>, options: Options) -> Result<Option<AdamW>> {
             return Err(Error::Argument { op: "adamw_", argument, got, expected });
         }
         for (i, tensor) in list.iter().enumerate() {
-            let expected = Facts { numel: facts.params[i].numel, dtype: Some(dtype), contiguous: true };
+            let expected =
+                Facts { numel: facts.params[i].numel, dtype: Some(dtype), contiguous: true, device: first.device };
             if *tensor != expected {
                 let (got, expected) = (format!("{tensor:?} at {i}"), format!("{expected:?}"));
                 return Err(Error::Argument { op: "adamw_", argument, got, expected });
@@ -126,8 +137,7 @@ impl<T> Lists<T> {
 
 /// Addresses of the TensorImpl of every tensor of a list.
 fn impls(list: &Bound<'_, PyList>) -> PyResult<Vec<usize>> {
-    let name = pyo3::intern!(list.py(), "_cdata");
-    list.iter().map(|tensor| tensor.getattr(name)?.extract()).collect()
+    list.iter().map(|tensor| object::tensor_impl(&tensor)).collect()
 }
 
 fn on_shim<D: Foreign + Run<AdamW>>(
@@ -140,10 +150,7 @@ fn on_shim<D: Foreign + Run<AdamW>>(
     // SAFETY: the Python lists keep the tensors alive through the call.
     let peek = |imp: &usize| unsafe { Peek::from_impl(imp).describe() };
     let described = lists.map(peek);
-    let Some(problem) = problem(&described.map(|t| Facts { numel: t.numel, dtype: t.dtype, contiguous: t.contiguous }), options)?
-    else {
-        return Ok(());
-    };
+    let Some(problem) = problem(&described.map(|t| Facts::from(t)), options)? else { return Ok(()) };
     // SAFETY: as above; a buffer does not outlive the call, and on a GPU torch frees memory in stream order.
     let buffer = |address: *mut u8, bytes| unsafe { D::foreign(address, bytes) };
     let buffers = described.map(|t| (t.numel, buffer(t.address, t.numel * t.dtype.map_or(1, DType::size))));
@@ -156,14 +163,10 @@ fn on_shim<D: Foreign + Run<AdamW>>(
 /// One step. Lists are of tensors of one device, contiguous, params of one dtype and grads of one; steps is (n,) float32;
 /// lr, grad_scale and found_inf are float32 tensors of one element on the same device, or None.
 #[pyfunction]
-#[pyo3(signature = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, grad_scale, found_inf, scalars, metal=None))]
+#[pyo3(signature = (lists, steps, lr, grad_scale, found_inf, scalars, metal=None))]
 pub fn adamw_(
     py: Python<'_>,
-    params: &Bound<'_, PyList>,
-    grads: &Bound<'_, PyList>,
-    exp_avgs: &Bound<'_, PyList>,
-    exp_avg_sqs: &Bound<'_, PyList>,
-    max_exp_avg_sqs: &Bound<'_, PyList>,
+    lists: [Bound<'_, PyList>; 5],
     steps: &Bound<'_, PyAny>,
     lr: Option<Bound<'_, PyAny>>,
     grad_scale: Option<Bound<'_, PyAny>>,
@@ -172,39 +175,136 @@ pub fn adamw_(
     metal: Option<PyRef<'_, crate::MetalDevice>>,
 ) -> PyResult<()> {
     let options = Options::from(scalars);
-    let lists = Lists {
-        params: impls(params)?,
-        grads: impls(grads)?,
-        exp_avgs: impls(exp_avgs)?,
-        exp_avg_sqs: impls(exp_avg_sqs)?,
-        max_exp_avg_sqs: impls(max_exp_avg_sqs)?,
+    let named = |lists: [Vec<usize>; 5]| {
+        let [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs] = lists;
+        Lists { params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs }
     };
-    let imp = |tensor: &Bound<'_, PyAny>| tensor.getattr("_cdata")?.extract::<usize>();
+    let [a, b, c, d, e] = &lists;
+    let addresses = named([impls(a)?, impls(b)?, impls(c)?, impls(d)?, impls(e)?]);
+    let scalar_tensors = [lr, grad_scale, found_inf];
     if let Some(metal) = metal {
-        let objects = |list: &Bound<'_, PyList>| list.iter().map(|t| std::sync::Arc::new(t.unbind())).collect::<Vec<_>>();
-        let tensors = Lists {
-            params: objects(params),
-            grads: objects(grads),
-            exp_avgs: objects(exp_avgs),
-            exp_avg_sqs: objects(exp_avg_sqs),
-            max_exp_avg_sqs: objects(max_exp_avg_sqs),
-        };
-        let scalars = [lr, grad_scale, found_inf].map(|t| t.map(|t| std::sync::Arc::new(t.unbind())));
-        let steps = std::sync::Arc::new(steps.clone().unbind());
-        return on_metal(&metal.0, &lists, &tensors, &steps, &scalars, options).map_err(crate::python_error);
+        let objects = |list: &Bound<'_, PyList>| list.iter().map(|t| Arc::new(t.unbind())).collect::<Vec<_>>();
+        let [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs] = lists.each_ref().map(objects);
+        let tensors = Lists { params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs };
+        let scalars = scalar_tensors.map(|t| t.map(|t| Arc::new(t.unbind())));
+        let steps = Arc::new(steps.clone().unbind());
+        return on_metal(&metal.0, &addresses, &tensors, &steps, &scalars, options).map_err(crate::python_error);
     }
-    let steps = imp(steps)?;
-    let scalar = |tensor: Option<Bound<'_, PyAny>>| tensor.map(|t| imp(&t)).transpose();
-    let scalars = [scalar(lr)?, scalar(grad_scale)?, scalar(found_inf)?];
-    py.detach(|| {
-        // SAFETY: the caller holds the tensors.
-        let device = unsafe { Peek::from_impl(&steps) }.device();
-        match device {
-            (CUDA, index) => on_shim(Shim::cuda(index)?.device(), &lists, steps, scalars, options),
-            _ => on_shim(Shim::cpu().device(), &lists, steps, scalars, options),
+    let steps = object::tensor_impl(steps)?;
+    let [lr, grad_scale, found_inf] = scalar_tensors.map(|t| t.map(|t| object::tensor_impl(&t)).transpose());
+    let scalars = [lr?, grad_scale?, found_inf?];
+    py.detach(|| anywhere(&addresses, steps, scalars, options)).map_err(crate::python_error)
+}
+
+/// On the device of `steps`.
+fn anywhere(lists: &Lists<usize>, steps: usize, scalars: [Option<usize>; 3], options: Options) -> Result<()> {
+    // SAFETY: the caller holds the tensors.
+    match unsafe { Peek::from_impl(&steps) }.device() {
+        (CUDA, index) => on_shim(Shim::cuda(index)?.device(), lists, steps, scalars, options),
+        _ => on_shim(Shim::cpu().device(), lists, steps, scalars, options),
+    }
+}
+
+/// A parameter group as it was when its state was last looked at: says whether everything is still the same object, and
+/// then makes the step without a Python loop.
+#[pyclass(frozen, module = "metalcore._native")]
+pub struct AdamWGroup {
+    /// Tensors by address; the Python lists keep them alive.
+    tensors: Lists<usize>,
+    steps: usize,
+    params: Py<PyList>,
+    /// Each parameter's state dict, and the tensors that belong in it.
+    states: Vec<Py<PyDict>>,
+    exp_avgs: Py<PyList>,
+    step_views: Py<PyList>,
+    /// Every state dict of the optimizer, in order.
+    all_states: Vec<Py<PyAny>>,
+    _alive: Vec<Py<PyAny>>,
+}
+
+#[pymethods]
+impl AdamWGroup {
+    /// Lists as in `adamw_`, without gradients; `states` are the state dicts of the parameters, `state` the optimizer's.
+    #[new]
+    fn new(
+        params: Bound<'_, PyList>,
+        states: Vec<Py<PyDict>>,
+        exp_avgs: Bound<'_, PyList>,
+        exp_avg_sqs: Bound<'_, PyList>,
+        max_exp_avg_sqs: Bound<'_, PyList>,
+        steps: Bound<'_, PyAny>,
+        step_views: Bound<'_, PyList>,
+        state: &Bound<'_, PyDict>,
+    ) -> PyResult<AdamWGroup> {
+        let tensors = Lists {
+            params: impls(&params)?,
+            grads: Vec::new(),
+            exp_avgs: impls(&exp_avgs)?,
+            exp_avg_sqs: impls(&exp_avg_sqs)?,
+            max_exp_avg_sqs: impls(&max_exp_avg_sqs)?,
+        };
+        Ok(AdamWGroup {
+            tensors,
+            steps: object::tensor_impl(&steps)?,
+            params: params.unbind(),
+            states,
+            exp_avgs: exp_avgs.unbind(),
+            step_views: step_views.unbind(),
+            all_states: state.iter().map(|(_, value)| value.unbind()).collect(),
+            _alive: vec![exp_avg_sqs.into_any().unbind(), max_exp_avg_sqs.into_any().unbind(), steps.unbind()],
+        })
+    }
+
+    /// Makes the step, or says False where a parameter, a gradient or a state is not what the group was made for.
+    fn step(
+        &self,
+        py: Python<'_>,
+        params: &Bound<'_, PyList>,
+        grads: &Bound<'_, PyList>,
+        state: &Bound<'_, PyDict>,
+        scalar_tensors: [Option<Bound<'_, PyAny>>; 3],
+        scalars: Scalars,
+    ) -> PyResult<bool> {
+        if !self.unchanged(params, state)? || grads.iter().any(|g| g.is_none()) {
+            return Ok(false);
         }
-    })
-    .map_err(crate::python_error)
+        let addresses = Lists {
+            params: self.tensors.params.clone(),
+            grads: impls(grads)?,
+            exp_avgs: self.tensors.exp_avgs.clone(),
+            exp_avg_sqs: self.tensors.exp_avg_sqs.clone(),
+            max_exp_avg_sqs: self.tensors.max_exp_avg_sqs.clone(),
+        };
+        let [lr, grad_scale, found_inf] = scalar_tensors.map(|t| t.map(|t| object::tensor_impl(&t)).transpose());
+        let scalars_on_device = [lr?, grad_scale?, found_inf?];
+        match py.detach(|| anywhere(&addresses, self.steps, scalars_on_device, scalars.into())) {
+            Ok(()) => Ok(true),
+            // Nothing was launched: a gradient of another type or layout, which the caller sorts out.
+            Err(Error::Argument { .. } | Error::DType { .. }) => Ok(false),
+            Err(error) => Err(crate::python_error(error)),
+        }
+    }
+}
+
+impl AdamWGroup {
+    fn unchanged(&self, params: &Bound<'_, PyList>, state: &Bound<'_, PyDict>) -> PyResult<bool> {
+        let py = params.py();
+        let same = |a: &Bound<'_, PyList>, b: &Bound<'_, PyList>| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is(&b));
+        if !same(params, self.params.bind(py))
+            || state.len() != self.all_states.len()
+            || !state.iter().zip(&self.all_states).all(|((_, value), known)| value.is(known))
+        {
+            return Ok(false);
+        }
+        for (name, tensors) in [(intern!(py, "exp_avg"), &self.exp_avgs), (intern!(py, "step"), &self.step_views)] {
+            for (dict, tensor) in self.states.iter().zip(tensors.bind(py)) {
+                if !dict.bind(py).get_item(name)?.is_some_and(|now| now.is(&tensor)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
 }
 
 fn on_metal(
@@ -217,8 +317,7 @@ fn on_metal(
 ) -> Result<()> {
     // SAFETY: the Python lists keep the tensors alive through the call.
     let described = lists.map(|imp| unsafe { Peek::from_impl(imp).describe() });
-    let facts = described.map(|t| Facts { numel: t.numel, dtype: t.dtype, contiguous: t.contiguous });
-    let Some(problem) = problem(&facts, options)? else { return Ok(()) };
+    let Some(problem) = problem(&described.map(|t| Facts::from(t)), options)? else { return Ok(()) };
     let host = Objects(metal.clone());
     let sized = tensors.map(|t| (host.shape(t).iter().product(), t.clone()));
     let [lr, grad_scale, found_inf] = scalars;

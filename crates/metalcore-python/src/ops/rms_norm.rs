@@ -34,7 +34,10 @@ pub const OPERATORS: [Operator; 4] = [
 
 fn norm<H: Host>(host: &H, op: &'static str, x: &H::Tensor, weight: Option<&H::Tensor>, normalized: i64, eps: f64) -> Result<Norm> {
     let weight = match weight {
-        Some(weight) => Some((host.shape(weight), host.known_dtype(op, "weight", weight)?)),
+        Some(weight) => {
+            host.check_place(op, "weight", weight)?;
+            Some((host.shape(weight), host.known_dtype(op, "weight", weight)?))
+        }
         None => None,
     };
     let weight = weight.as_ref().map(|(shape, dtype)| (&shape[..], *dtype));
@@ -131,6 +134,7 @@ fn same<H: Host>(
     (argument, tensor): (&'static str, &H::Tensor),
     (shape, dtype): (&[usize], metalcore::DType),
 ) -> Result<()> {
+    host.check_place(op, argument, tensor)?;
     let got = host.shape(tensor);
     if got != shape {
         let (got, expected) = (format!("shape {got:?}"), format!("shape {shape:?}"));

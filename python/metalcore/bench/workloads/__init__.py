@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, Sequence, Tuple
+from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
 from . import adamw, qr, rms_norm
@@ -20,12 +20,12 @@ class Selector:
     host_calls: Callable[[Context], Iterable[HostCall]]
 
 
-SELECTORS: Tuple[Selector, ...] = (
+SELECTORS: tuple[Selector, ...] = (
     Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
-GROUPS: Dict[str, Sequence[str]] = {
+GROUPS: dict[str, Sequence[str]] = {
     "training": ("rmsnorm", "adamw"),
 }

@@ -4,7 +4,7 @@ fused and foreach forms. Ours keeps fp32 states for half parameters; torch keeps
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ import metalcore
 
 from .. import memory, peers
 from ..accuracy import HALF_DTYPES, Gate
-from ..rows import Call, Case, Context, Cost, HostCall, Peer, Row, copies_needed, times
+from ..rows import TIMES, Call, Case, Context, Cost, HostCall, Peer, Row, copies_needed, times
 from .adamw_reference import gates
 
 LR = 1e-3
@@ -26,7 +26,7 @@ class Parameters:
     """Sizes of the tensors of a row, in elements."""
 
     label: str
-    sizes: Tuple[int, ...]
+    sizes: tuple[int, ...]
     quick: bool = False
     gpu_only: bool = False
 
@@ -35,7 +35,7 @@ class Parameters:
         return sum(self.sizes)
 
 
-def llama_sizes() -> Tuple[int, ...]:
+def llama_sizes() -> tuple[int, ...]:
     """The 291 tensors of a Llama of 1.13 billion parameters: 32 layers of 9 tensors, the embedding,
     the last norm, the head. Width 1536, MLP 5632, 12 heads of 128 with 4 key/value heads."""
     width, mlp, kv, vocabulary = 1536, 5632, 512, 32000
@@ -44,13 +44,13 @@ def llama_sizes() -> Tuple[int, ...]:
 
 
 LLAMA = Parameters("291 tensors, 1.13 B Llama", llama_sizes(), gpu_only=True)
-WORKLOADS: Tuple[Parameters, ...] = (
+WORKLOADS: tuple[Parameters, ...] = (
     Parameters("1048576", (1_048_576,)),
     Parameters("10485760", (10_485_760,)),
     Parameters("16777216", (16_777_216,), quick=True),
     Parameters("134217728", (134_217_728,), gpu_only=True),
-    Parameters("300 × 65536", 300 * (65_536,), quick=True, gpu_only=True),
-    Parameters("1000 × 1000", 1000 * (1000,)),
+    Parameters(f"300 {TIMES} 65536", 300 * (65_536,), quick=True, gpu_only=True),
+    Parameters(f"1000 {TIMES} 1000", 1000 * (1000,)),
     LLAMA,
 )
 HALF_LABEL = "16777216"
@@ -93,16 +93,17 @@ def build(context: Context, parameters: Parameters, dtype: torch.dtype) -> Row:
     sets = [make_parameters(context.device, parameters.sizes, dtype, SEED + copy) for copy in range(copies)]
     ours = [metalcore.MetalAdamW(tensors, lr=LR) for tensors in sets]
     optimizers = {"ours": ours}
-    rivals: Dict[str, Peer] = {}
+    rivals: dict[str, Peer] = {}
+    skipped: dict[str, str] = {}
     if "torch" in context.peers:
         for name in ("fused", "foreach"):
             label = f"torch {name}"
             optimizers[label] = [torch.optim.AdamW(tensors, lr=LR, **{name: True}) for tensors in sets]
             rivals[label] = Peer(step_of(optimizers[label]))
-    if "mlx" in context.peers and context.device.type == "mps" and dtype != torch.float64:
-        rivals["mlx"] = Peer(mlx_step(sets), clock="wall")
+    if "mlx" in context.peers and context.device.type == "mps":
+        peers.add(rivals, skipped, "mlx", lambda: Peer(mlx_step(sets), clock="wall"))
 
-    def check(copy: int, _: Any) -> List[Gate]:
+    def check(copy: int, _: Any) -> list[Gate]:
         return gates(ours[copy], sets[copy])
 
     return Row(
@@ -110,12 +111,13 @@ def build(context: Context, parameters: Parameters, dtype: torch.dtype) -> Row:
         peers=rivals,
         check=check,
         copies=copies,
+        skipped=skipped,
         memory=memory_of(context, parameters, dtype, {name: made[0] for name, made in optimizers.items()}),
         note=HALF_NOTE if dtype in HALF_DTYPES else "",
     )
 
 
-def make_parameters(device: torch.device, sizes: Sequence[int], dtype: torch.dtype, seed: int) -> List[Tensor]:
+def make_parameters(device: torch.device, sizes: Sequence[int], dtype: torch.dtype, seed: int) -> list[Tensor]:
     """Gaussian parameters and gradients."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -151,9 +153,7 @@ def mlx_step(sets: Sequence[Sequence[Tensor]]) -> Call:
     return step
 
 
-def memory_of(
-    context: Context, parameters: Parameters, dtype: torch.dtype, optimizers: Dict[str, torch.optim.Optimizer]
-) -> Any:
+def memory_of(context: Context, parameters: Parameters, dtype: torch.dtype, optimizers: dict[str, torch.optim.Optimizer]) -> Any:
     """How to measure state and step memory of each optimiser, or None where it is not measured."""
     if context.lite or (context.on_cpu and (parameters.label != MEMORY_LABEL or dtype != torch.float32)):
         return None
@@ -170,6 +170,7 @@ def memory_of(
 
 def host_calls(context: Context) -> Iterator[HostCall]:
     """One tensor of 1000 parameters: small enough that the call is nothing but overhead."""
+
     def stepper(optimizer: Callable[..., torch.optim.Optimizer], **options: Any) -> Callable[[], Any]:
         return optimizer(make_parameters(context.device, (1000,), torch.float32, SEED), lr=LR, **options).step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from .. import peers
 from ..accuracy import HALF_DTYPES, Gate, qr_gates
 from ..rows import Call, Case, Context, Cost, HostCall, Peer, Row, times
 
-Shape = Tuple[int, ...]
+Shape = tuple[int, ...]
 
-QUICK: Tuple[Shape, ...] = (
+QUICK: tuple[Shape, ...] = (
     (1024, 1024),
     (4000, 1000),
     (500, 8, 8),
@@ -25,11 +25,11 @@ QUICK: Tuple[Shape, ...] = (
     (200, 64, 32),
     (100, 32, 64),
 )
-SINGLE: Tuple[Shape, ...] = (
+SINGLE: tuple[Shape, ...] = (
     (16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024),
     (256, 64), (256, 128), (512, 128), (512, 256), (1000, 200), (2000, 500), (4000, 1000),
 )  # fmt: skip
-BATCHED: Tuple[Shape, ...] = (
+BATCHED: tuple[Shape, ...] = (
     (50, 8, 8), (100, 8, 8), (500, 8, 8),
     (50, 16, 16), (100, 16, 16), (200, 16, 16), (500, 16, 16), (1000, 16, 16),
     (50, 32, 32), (100, 32, 32), (200, 32, 32), (500, 32, 32),
@@ -37,7 +37,7 @@ BATCHED: Tuple[Shape, ...] = (
     (100, 64, 32), (200, 64, 32), (100, 32, 64),
     (200, 64, 64), (50, 128, 128), (10, 256, 256),
 )  # fmt: skip
-GPU_ONLY: Tuple[Shape, ...] = ((4096, 4096),)
+GPU_ONLY: tuple[Shape, ...] = ((4096, 4096),)
 SEED = 1
 
 
@@ -57,7 +57,7 @@ def cases(context: Context) -> Iterator[Case]:
 
 
 def cost(shape: Shape, dtype: torch.dtype) -> Cost:
-    """Householder QR with Q formed: 4mn² − 4n³/3 flops for m ≥ n; a wide matrix factors its first m
+    """Householder QR with Q formed: 4mn² - 4n³/3 flops for m ≥ n; a wide matrix factors its first m
     columns and applies Qᵀ to the rest. Bytes: A in, Q and R out. Half input computes in fp32."""
     *batch, m, n = shape
     items = 1
@@ -77,33 +77,26 @@ def build(context: Context, shape: Shape, dtype: torch.dtype) -> Row:
     A = torch.randn(shape, generator=generator).to(context.device, dtype)
     rivals, skipped = rivals_of(context, A)
 
-    def check(_: int, result: Any) -> List[Gate]:
+    def check(_: int, result: Any) -> list[Gate]:
         Q, R = result
         return qr_gates(A, Q, R)
 
     return Row(ours=lambda _: metalcore.qr(A), peers=rivals, check=check, skipped=skipped)
 
 
-def rivals_of(context: Context, A: Tensor) -> Tuple[Dict[str, Peer], Dict[str, str]]:
+def rivals_of(context: Context, A: Tensor) -> tuple[dict[str, Peer], dict[str, str]]:
     """torch on the same device; for mps also torch's and MLX's host LAPACK; jax on cuda."""
-    rivals: Dict[str, Peer] = {}
-    skipped: Dict[str, str] = {}
+    rivals: dict[str, Peer] = {}
+    skipped: dict[str, str] = {}
     half = A.dtype in HALF_DTYPES
     if "torch" in context.peers:
         rivals["torch via fp32" if half else "torch"] = Peer(torch_qr(A))
         if context.device.type == "mps":
             rivals["torch cpu"] = Peer(torch_qr(A.cpu()), clock="wall")
     if "jax" in context.peers and context.device.type == "cuda":
-        jax = peers.Jax()
-        if jax.jax.default_backend() != "gpu":
-            skipped["jax"] = "jax sees no GPU"
-        elif half:
-            skipped["jax"] = "its qr takes no half precision"
-        else:
-            array, factor = jax.array(A), jax.jit(jax.jax.numpy.linalg.qr)
-            rivals["jax"] = Peer(lambda _: factor(array), clock="wall")
-    if "mlx" in context.peers and context.device.type == "mps" and A.dtype == torch.float32:
-        rivals["mlx"] = Peer(mlx_qr(A), clock="wall")
+        peers.add(rivals, skipped, "jax", lambda: Peer(jax_qr(A), clock="wall"))
+    if "mlx" in context.peers and context.device.type == "mps":
+        peers.add(rivals, skipped, "mlx", lambda: Peer(mlx_qr(A), clock="wall"))
     return rivals, skipped
 
 
@@ -113,6 +106,15 @@ def torch_qr(A: Tensor) -> Call:
     if A.dtype in HALF_DTYPES:
         return lambda _: tuple(factor.to(A.dtype) for factor in torch.linalg.qr(A.float()))
     return lambda _: torch.linalg.qr(A)
+
+
+def jax_qr(A: Tensor) -> Call:
+    """jax.numpy.linalg.qr, jitted, on jax's GPU."""
+    jax = peers.Jax()
+    if jax.jax.default_backend() != "gpu":
+        raise RuntimeError("jax sees no GPU")
+    array, factor = jax.array(A), jax.jit(jax.jax.numpy.linalg.qr)
+    return lambda _: factor(array)
 
 
 def mlx_qr(A: Tensor) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +15,18 @@ import metalcore
 
 from .. import peers
 from ..accuracy import Gate
-from ..dtypes import DTYPE_NAMES
 from ..rows import Call, Case, Context, Cost, HostCall, Peer, Row, copies_needed, times
 from .rms_norm_reference import gates
 
-Shape = Tuple[int, ...]
-Forward = Callable[..., Tuple[Tensor, ...]]
+Shape = tuple[int, ...]
+Forward = Callable[..., tuple[Tensor, ...]]
 
-SHAPES: Tuple[Shape, ...] = (
+SHAPES: tuple[Shape, ...] = (
     (1, 4096), (32, 4096), (1024, 1024), (1024, 4096), (4096, 4096), (8, 512, 4096), (16384, 4096),
 )  # fmt: skip
-QUICK: Tuple[Shape, ...] = ((4096, 4096),)
-QUICK_CPU: Tuple[Shape, ...] = ((1024, 4096), (4096, 4096))
-GPU_ONLY: Tuple[Shape, ...] = ((16384, 4096),)
+QUICK: tuple[Shape, ...] = ((4096, 4096),)
+QUICK_CPU: tuple[Shape, ...] = ((1024, 4096), (4096, 4096))
+GPU_ONLY: tuple[Shape, ...] = ((16384, 4096),)
 EPS = 1e-6
 SEED = 2
 
@@ -45,7 +44,7 @@ class Op:
     both_passes: int
 
 
-def torch_add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Tuple[Tensor, ...]:
+def torch_add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     h = x + residual
     return F.rms_norm(h, (h.shape[-1],), weight, EPS), h
 
@@ -95,8 +94,8 @@ def cases(context: Context) -> Iterator[Case]:
 class Buffers:
     """Copies of the inputs and of the incoming gradients, and the one weight."""
 
-    inputs: Sequence[Tuple[Tensor, ...]]
-    grads: Sequence[Tuple[Tensor, ...]]
+    inputs: Sequence[tuple[Tensor, ...]]
+    grads: Sequence[tuple[Tensor, ...]]
     weight: Tensor
 
 
@@ -108,7 +107,7 @@ def build(context: Context, op: Op, backward: bool, shape: Shape, dtype: torch.d
     buffers = make_buffers(context.device, op.operands, backward, shape, dtype, copies)
     wrap = with_backward if backward else forward_only
 
-    def check(copy: int, result: Any) -> List[Gate]:
+    def check(copy: int, result: Any) -> list[Gate]:
         outputs, grads = result
         return gates(buffers.inputs[copy], buffers.grads[copy], buffers.weight, outputs, grads, EPS)
 
@@ -116,16 +115,14 @@ def build(context: Context, op: Op, backward: bool, shape: Shape, dtype: torch.d
     return Row(ours=wrap(op.ours, buffers), peers=rivals, check=check, copies=copies, skipped=skipped)
 
 
-def make_buffers(
-    device: torch.device, operands: int, backward: bool, shape: Shape, dtype: torch.dtype, copies: int
-) -> Buffers:
+def make_buffers(device: torch.device, operands: int, backward: bool, shape: Shape, dtype: torch.dtype, copies: int) -> Buffers:
     """Gaussian inputs and gradients; a weight around 1."""
     generator = torch.Generator(device).manual_seed(SEED)
 
     def gaussian(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device, dtype=torch.float32).to(dtype)
 
-    def sets(count: int, grad: bool) -> List[Tuple[Tensor, ...]]:
+    def sets(count: int, grad: bool) -> list[tuple[Tensor, ...]]:
         return [tuple(gaussian(*shape).requires_grad_(grad) for _ in range(count)) for _ in range(copies)]
 
     weight = (1 + 0.1 * gaussian(shape[-1])).requires_grad_(backward)
@@ -140,7 +137,7 @@ def forward_only(forward: Forward, buffers: Buffers) -> Call:
 def with_backward(forward: Forward, buffers: Buffers) -> Call:
     """(outputs, gradients to every input and the weight). No .grad is accumulated."""
 
-    def call(copy: int) -> Tuple[Tuple[Tensor, ...], Tuple[Tensor, ...]]:
+    def call(copy: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         arguments = (*buffers.inputs[copy], buffers.weight)
         outputs = forward(*arguments)
         return outputs, torch.autograd.grad(outputs, arguments, buffers.grads[copy])
@@ -150,26 +147,19 @@ def with_backward(forward: Forward, buffers: Buffers) -> Call:
 
 def rivals_of(
     context: Context, op: Op, backward: bool, buffers: Buffers, wrap: Callable[[Forward, Buffers], Call]
-) -> Tuple[Dict[str, Peer], Dict[str, str]]:
+) -> tuple[dict[str, Peer], dict[str, str]]:
     """torch's fused function everywhere; compile and Liger on cuda; MLX beside mps."""
-    rivals: Dict[str, Peer] = {}
-    skipped: Dict[str, str] = {}
-    on_cuda = context.device.type == "cuda"
-    dtype = buffers.weight.dtype
+    rivals: dict[str, Peer] = {}
+    skipped: dict[str, str] = {}
+    kind = context.device.type
     if "torch" in context.peers:
         rivals["torch"] = Peer(wrap(op.torch, buffers))
-    if "compile" in context.peers and on_cuda:
-        rivals["torch.compile"] = Peer(wrap(peers.compiled(op.torch), buffers))
-    if "liger" in context.peers and on_cuda:
-        if dtype == torch.float64:
-            skipped["liger"] = "no fp64"
-        else:
-            rivals["liger"] = Peer(wrap(liger_forward(op), buffers))
-    if "mlx" in context.peers and context.device.type == "mps":
-        if dtype == torch.float64:
-            skipped["mlx"] = f"no {DTYPE_NAMES[dtype]} on its GPU"
-        else:
-            rivals["mlx"] = Peer(mlx_call(op, backward, buffers), clock="wall")
+    if "compile" in context.peers and kind == "cuda":
+        peers.add(rivals, skipped, "torch.compile", lambda: Peer(wrap(peers.compiled(op.torch), buffers)))
+    if "liger" in context.peers and kind == "cuda":
+        peers.add(rivals, skipped, "liger", lambda: Peer(wrap(liger_forward(op), buffers)))
+    if "mlx" in context.peers and kind == "mps":
+        peers.add(rivals, skipped, "mlx", lambda: Peer(mlx_call(op, backward, buffers), clock="wall"))
     return rivals, skipped
 
 
@@ -186,12 +176,10 @@ def mlx_call(op: Op, backward: bool, buffers: Buffers) -> Call:
     """The same op in MLX: mx.fast.rms_norm, with mx.vjp for the backward."""
     mlx = peers.Mlx()
     mx = mlx.mx
-    arrays = [
-        [mlx.array(x) for x in (*inputs, buffers.weight)] for inputs in buffers.inputs
-    ]
+    arrays = [[mlx.array(x) for x in (*inputs, buffers.weight)] for inputs in buffers.inputs]
     cotangents = [[mlx.array(g) for g in grads] for grads in buffers.grads]
 
-    def forward(*arguments: Any) -> List[Any]:
+    def forward(*arguments: Any) -> list[Any]:
         *inputs, weight = arguments
         h = inputs[0] if op.operands == 1 else inputs[0] + inputs[1]
         y = mx.fast.rms_norm(h, weight, EPS)

@@ -1,14 +1,14 @@
 """RMS norm in float64 with the componentwise bounds of the contract, chunk by chunk of rows.
 
-y = x·r·w, r = (mean(x²) + eps)^(-1/2). With h = dy·w: dx = r·h − x·(r³/H)·Σ hx, dw = Σ_rows dy·x·r.
-Bounds: y (ρ + γ(H))|y|; dx ρ|dx| + 2γ(H)(r|h| + |x| r³/H Σ|hx|); dw ρ|dw| + 2γ(T) Σ|terms|.
+y = x·r·w, r = (mean(x²) + eps)^(-1/2). With h = dy·w: dx = r·h - x·(r³/H)·Σ hx, dw = Σ_rows dy·x·r.
+Bounds: y (rho + gamma(H))|y|; dx rho|dx| + 2gamma(H)(r|h| + |x| r³/H Σ|hx|); dw rho|dw| + 2gamma(T) Σ|terms|.
 Fused add: the sum is rounded once (u), the norm is that of the rounded sum, and its gradient adds
 the one that comes in for the sum.
 """
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def gates(
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor],
     eps: float,
-) -> List[Gate]:
+) -> list[Gate]:
     """Gates of a forward (no grads) or of a forward and backward. One input: rms_norm. Two: the
     fused add, whose outputs are (normalised, sum) and whose norm is judged on the returned sum."""
     width = weight.numel()
@@ -35,7 +35,7 @@ def gates(
     dweight = grads[-1] if grads else None
     dinputs = flat(grads[:-1])
     rows = inputs[0].shape[0]
-    worst: Dict[str, float] = {}
+    worst: dict[str, float] = {}
     totals = [torch.zeros(width, dtype=torch.float64, device=wide(weight).device) for _ in range(2)]
     for begin in range(0, rows, max(1, CHUNK_ELEMENTS // width)):
         part = slice(begin, begin + max(1, CHUNK_ELEMENTS // width))
@@ -51,16 +51,16 @@ def gates(
 
 
 def chunk_ratios(
-    inputs: List[Tensor],
-    incoming: List[Tensor],
+    inputs: list[Tensor],
+    incoming: list[Tensor],
     weight: Tensor,
-    outputs: List[Tensor],
-    dinputs: List[Tensor],
+    outputs: list[Tensor],
+    dinputs: list[Tensor],
     eps: float,
-    totals: List[Tensor],
-) -> Dict[str, float]:
+    totals: list[Tensor],
+) -> dict[str, float]:
     """Ratios of some rows; adds their part of dw and of Σ|terms| to `totals`."""
-    ratios: Dict[str, float] = {}
+    ratios: dict[str, float] = {}
     dtype = inputs[0].dtype
     x = wide(inputs[0])
     if len(inputs) == 2:

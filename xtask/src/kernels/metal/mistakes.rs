@@ -336,6 +336,7 @@ fn what_metal_allows_is_no_finding() {
         let check = MetalCheck::new().unwrap();
         let allowed = [
             Line("  long big = 1; sum += 0.0f * float(big);"),
+            Line("  DEV(float) q = &scale[c.grp]; q[0] = sum;"),
             Line("  const row_params q = p; sum += q.eps;"),
             Helper(
                 "struct inner_ { float v; };\nG_FN float of(inner_ i) { return i.v; }",

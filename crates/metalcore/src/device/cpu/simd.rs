@@ -157,15 +157,15 @@ macro_rules! real {
             fn power_of_two(exponent: i32) -> $t {
                 $t::from_bits(((exponent + $bias) as $bits) << $mantissa)
             }
-            #[inline]
+            #[inline(always)]
             fn borrow<G: Storage>(values: &[G]) -> Option<&[$t]> {
                 G::$borrow(values)
             }
-            #[inline]
+            #[inline(always)]
             fn widen<G: Storage>(values: &[G], wide: &mut [$t]) {
                 G::$widen(values, wide);
             }
-            #[inline]
+            #[inline(always)]
             fn narrow<G: Storage>(wide: &[$t], values: &mut [G]) {
                 G::$narrow(wide, values);
             }

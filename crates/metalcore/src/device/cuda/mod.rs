@@ -9,7 +9,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use cudarc::driver::{DriverError, result, sys};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -41,7 +41,7 @@ struct Primary {
     caps: Caps,
     /// Such as `sm_90`.
     architecture: String,
-    functions: RwLock<HashMap<Spec, Function>>,
+    functions: RwLock<FxHashMap<Spec, Function>>,
     compiling: Mutex<()>,
 }
 // SAFETY: driver handles may be used from any thread.

@@ -2,7 +2,7 @@
 
 mod text;
 
-pub use text::{Define, Source, Spec, Target, metal_to_emulator};
+pub use text::{Define, Defines, Source, Spec, Target, metal_to_emulator};
 
 use super::Device;
 use crate::error::Result;

@@ -1,5 +1,6 @@
 //! Kernel text. A specialisation is `#define` lines, the target's prelude, the shared prelude and the body.
 
+use smallvec::SmallVec;
 use std::fmt::Write;
 
 /// The languages that one text is compiled as.
@@ -47,8 +48,11 @@ pub struct Spec {
     /// Threads in a group: a multiple of 32, at most 1024.
     pub threads: u32,
     /// What makes this specialisation.
-    pub defines: Vec<Define>,
+    pub defines: Defines,
 }
+
+/// Kept in place: a launch makes a [`Spec`] to look its kernel up, and allocates nothing.
+pub type Defines = SmallVec<[Define; 12]>;
 
 impl PartialEq for Spec {
     fn eq(&self, other: &Spec) -> bool {

@@ -2,6 +2,7 @@
 
 use super::{AdamW, Args, Goal, Slot};
 use crate::device::Run;
+use smallvec::smallvec;
 use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::error::Result;
 use crate::kernels::Unit;
@@ -38,7 +39,7 @@ fn spec(problem: &AdamW, entry: &'static str, slots: usize, amsgrad: bool) -> Sp
         source: &SOURCE,
         entry,
         threads: 256,
-        defines: vec![
+        defines: smallvec![
             Number("GK_F64", u32::from(problem.param == DType::F64)),
             Word("ADAMW_P", problem.param.kernel_word()),
             Word("ADAMW_G", problem.grad.kernel_word()),

@@ -58,7 +58,7 @@ pub fn factor<T: Real>(
     }
     let elements = rows.next_multiple_of(4) * cols.max(q_cols).next_multiple_of(4);
     let interleaved = cols <= INTERLEAVED_COLS && elements <= INTERLEAVED_ELEMENTS;
-    if interleaved && batch >= cpu_interleaved::fewest_matrices::<T>() {
+    if interleaved && batch >= cpu_interleaved::fewest_matrices::<T>(cols) {
         cpu_interleaved::factor(threads, a, shape, q, q_cols, r, r_rows);
     } else {
         cpu_blocked::factor(threads, a, shape, q, q_cols, r, r_rows);
@@ -102,3 +102,7 @@ impl<T: Real> Range<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "cpu_tests.rs"]
+mod tests;

@@ -92,11 +92,12 @@ impl<T: Real> Workspace<T> {
         for (i, row) in item.r.chunks_exact_mut(cols).enumerate() {
             row[..i.min(cols)].fill(T::default());
             for (strip, part) in row.chunks_mut(STRIP).enumerate().skip(i / STRIP) {
-                let entries = &self.strips[strip * height + i];
-                for (out, entry) in part.iter_mut().zip(entries).skip(i.saturating_sub(strip * STRIP)) {
-                    *out = *entry * unscale;
-                }
+                let above = i.saturating_sub(strip * STRIP).min(part.len())..part.len();
+                part[above.clone()].copy_from_slice(&self.strips[strip * height + i][above]);
             }
+        }
+        if unscale != T::ONE {
+            item.r.iter_mut().for_each(|entry| *entry *= unscale);
         }
         if q_cols > 0 {
             self.form_q(threads, height, q_cols);
@@ -120,8 +121,10 @@ impl<T: Real> Workspace<T> {
             let (strip, later) = strips[index..].split_first_mut().expect("a reflector has a column");
             dispatch(FactorStrip { strip, first, count, reflectors, coefficients, column: &mut self.column });
             let (reflectors, coefficients) = (&*reflectors, &*coefficients);
-            threads.for_each_mut(later, 1, |strip| {
-                dispatch(ApplyPanel { reflectors, coefficients, first, strip, order: Order::Transposed });
+            let mut later: Vec<_> = later.iter_mut().enumerate().collect();
+            threads.for_each_mut(&mut later, 1, |(after, strip)| {
+                let width = shape.cols - first - (*after + 1) * STRIP;
+                dispatch(ApplyPanel { reflectors, coefficients, first, strip, width, order: Order::Transposed });
             });
         }
     }
@@ -139,7 +142,8 @@ impl<T: Real> Workspace<T> {
             }
             let blocks = coefficients.len().min((*index + 1) * STRIP / BLOCK);
             let (reflectors, coefficients) = (&reflectors[..blocks * height], &coefficients[..blocks]);
-            dispatch(ApplyPanel { reflectors, coefficients, first: 0, strip, order: Order::Plain });
+            let width = q_cols - *index * STRIP;
+            dispatch(ApplyPanel { reflectors, coefficients, first: 0, strip, width, order: Order::Plain });
         });
     }
 }
@@ -363,6 +367,8 @@ struct ApplyPanel<'a, T> {
     coefficients: &'a [Coefficients<T>],
     first: usize,
     strip: &'a mut [Row<T>],
+    /// Columns in this strip and the later ones; padding is not worked on.
+    width: usize,
     order: Order,
 }
 
@@ -371,14 +377,15 @@ impl<T: Real> WithSimd for ApplyPanel<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let ApplyPanel { reflectors, coefficients, first, strip, order } = self;
+        let ApplyPanel { reflectors, coefficients, first, strip, width, order } = self;
         let height = strip.len();
+        let vectors = width.min(STRIP).div_ceil(T::lanes::<S>());
         let blocks = coefficients.len();
         for step in 0..blocks {
             let block = if order == Order::Plain { blocks - 1 - step } else { step };
             let row = first + block * BLOCK;
             let v = &reflectors[block * height..][row..height];
-            apply_block(simd, order, v, &coefficients[block], &mut strip[row..], 0..STRIP / T::lanes::<S>());
+            apply_block(simd, order, v, &coefficients[block], &mut strip[row..], 0..vectors);
         }
     }
 }
@@ -482,14 +489,21 @@ fn tile_update<T: Real, S: Simd, const WIDTH: usize, const COUNT: usize>(
     w: &[[T::Vector<S>; WIDTH]; BLOCK],
     from: usize,
 ) {
+    // A copy of their own, for the compiler to keep in registers.
+    let mut factors = [[T::splat(simd, T::default()); WIDTH]; COUNT];
+    for a in 0..COUNT {
+        for k in 0..WIDTH {
+            factors[a][k] = w[from + a][k];
+        }
+    }
     for (v, row) in v.iter().zip(rows) {
         let entries = &mut T::vectors_mut::<S>(row).0[at..at + WIDTH];
-        for k in 0..WIDTH {
-            let mut entry = entries[k];
-            for a in 0..COUNT {
-                entry = T::neg_mul_add(simd, T::splat(simd, v[from + a]), w[from + a][k], entry);
+        let mut sums: [_; WIDTH] = std::array::from_fn(|k| entries[k]);
+        for a in 0..COUNT {
+            for k in 0..WIDTH {
+                sums[k] = T::neg_mul_add(simd, T::splat(simd, v[from + a]), factors[a][k], sums[k]);
             }
-            entries[k] = entry;
         }
+        entries.copy_from_slice(&sums);
     }
 }

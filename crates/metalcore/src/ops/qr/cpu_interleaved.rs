@@ -28,9 +28,10 @@ fn lanes<T: Real>() -> usize {
     dispatch(Lanes::<T>(PhantomData))
 }
 
-/// Matrices from which a pack, though partly filled, beats one after the other.
-pub(super) fn fewest_matrices<T: Real>() -> usize {
-    (lanes::<T>() / 4).max(2)
+/// Matrices from which a pack, though partly filled, beats one matrix after the other on two threads. The better those
+/// fill vectors by themselves, the more. Measured on AVX-512 and AVX2.
+pub(super) fn fewest_matrices<T: Real>(cols: usize) -> usize {
+    (lanes::<T>() * cols / 64).max(2)
 }
 
 /// See [`super::cpu::factor`]; neither M nor N is 0.
@@ -184,7 +185,7 @@ fn load<T: Real, S: Simd>(
                 let (whole, part) = row.as_chunks::<4>();
                 let place = quadruples[staged * a_groups * T::lanes::<S>()..].iter_mut().skip(lane);
                 let mut place = place.step_by(T::lanes::<S>());
-                for (place, quadruple) in place.by_ref().zip(whole) {
+                for (quadruple, place) in whole.iter().zip(place.by_ref()) {
                     *place = *quadruple;
                 }
                 if let (Some(place), false) = (place.next(), part.is_empty()) {
@@ -292,7 +293,7 @@ fn triangularise<T: Real, S: Simd>(
             eliminate::<T, S, 3>(simd, panel, coefficients);
         }
         for group in rest.chunks_exact_mut(height) {
-            apply_transposed::<T, S>(simd, panel, coefficients, &mut group[4 * block..]);
+            apply::<T, S>(simd, Order::Transposed, panel, coefficients, &mut group[4 * block..]);
         }
     }
 }
@@ -405,7 +406,7 @@ fn form_q<T: Real, S: Simd>(
         panel.copy_from_slice(&own[4 * block..]);
         identity::<T, S>(simd, own, block);
         for group in columns[block * height..].chunks_exact_mut(height) {
-            apply::<T, S>(simd, panel, coefficients, &mut group[4 * block..]);
+            apply::<T, S>(simd, Order::Plain, panel, coefficients, &mut group[4 * block..]);
         }
     }
 }
@@ -419,83 +420,52 @@ fn identity<T: Real, S: Simd>(simd: S, column: &mut [Quad<T, S>], group: usize) 
     }
 }
 
-/// C := H4 H3 H2 H1 C
-#[inline(always)]
-fn apply_transposed<T: Real, S: Simd>(
-    simd: S,
-    panel: &[Quad<T, S>],
-    coefficients: &Coefficients<T, S>,
-    target: &mut [Quad<T, S>],
-) {
-    let substitute = |mut w: Quad<T, S>| {
-        for a in 0..4 {
-            for c in 0..a {
-                w[a] = T::neg_mul_add(simd, coefficients[a][c], w[c], w[a]);
-            }
-            w[a] = T::vmul(simd, coefficients[a][a], w[a]);
-        }
-        w
-    };
-    apply_block::<T, S>(simd, panel, target, substitute);
-}
-
-/// C := H1 H2 H3 H4 C
-#[inline(always)]
-fn apply<T: Real, S: Simd>(
-    simd: S,
-    panel: &[Quad<T, S>],
-    coefficients: &Coefficients<T, S>,
-    target: &mut [Quad<T, S>],
-) {
-    let substitute = |mut w: Quad<T, S>| {
-        for a in (0..4).rev() {
-            for c in a + 1..4 {
-                w[a] = T::neg_mul_add(simd, coefficients[c][a], w[c], w[a]);
-            }
-            w[a] = T::vmul(simd, coefficients[a][a], w[a]);
-        }
-        w
-    };
-    apply_block::<T, S>(simd, panel, target, substitute);
+/// Which product of a block's reflectors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// H4 H3 H2 H1: from A to R.
+    Transposed,
+    /// H1 H2 H3 H4: from the identity to Q.
+    Plain,
 }
 
 /// C := C - V substitute(Vᵀ C), for as many columns at once as there are registers for.
 #[inline(always)]
-fn apply_block<T: Real, S: Simd>(
+fn apply<T: Real, S: Simd>(
     simd: S,
+    order: Order,
     panel: &[Quad<T, S>],
+    coefficients: &Coefficients<T, S>,
     target: &mut [Quad<T, S>],
-    substitute: impl Fn(Quad<T, S>) -> Quad<T, S>,
 ) {
     if S::REGISTER_COUNT >= 32 {
-        apply_columns::<T, S, 0, 4>(simd, panel, target, &substitute);
+        apply_columns::<T, S, 0, 4>(simd, order, panel, coefficients, target);
     } else {
-        apply_columns::<T, S, 0, 2>(simd, panel, target, &substitute);
-        apply_columns::<T, S, 2, 2>(simd, panel, target, &substitute);
+        apply_columns::<T, S, 0, 2>(simd, order, panel, coefficients, target);
+        apply_columns::<T, S, 2, 2>(simd, order, panel, coefficients, target);
     }
 }
 
+/// Columns FIRST to FIRST + COUNT - 1. The steps for each column are written out: with loops whose bounds vary, or with
+/// closures, the compiler keeps w in memory.
 #[inline(always)]
 fn apply_columns<T: Real, S: Simd, const FIRST: usize, const COUNT: usize>(
     simd: S,
+    order: Order,
     panel: &[Quad<T, S>],
+    coefficients: &Coefficients<T, S>,
     target: &mut [Quad<T, S>],
-    substitute: &impl Fn(Quad<T, S>) -> Quad<T, S>,
 ) {
     let (Some((v_top, v)), Some((c_top, c))) = (panel.split_first_chunk::<4>(), target.split_first_chunk_mut::<4>())
     else {
         return;
     };
-    // The top of V is unit lower triangular; what is stored on and above its diagonal belongs to R.
-    let mut w = [[T::splat(simd, T::default()); 4]; COUNT];
-    for j in 0..COUNT {
-        for i in 0..4 {
-            let entry = c_top[i][FIRST + j];
-            w[j][i] = entry;
-            for a in 0..i {
-                w[j][a] = T::mul_add(simd, v_top[i][a], entry, w[j][a]);
-            }
-        }
+    let mut w = [[T::splat(simd, T::default()); 4]; 4];
+    w[0] = top_dots::<T, S>(simd, v_top, c_top, FIRST);
+    w[1] = top_dots::<T, S>(simd, v_top, c_top, FIRST + 1);
+    if COUNT == 4 {
+        w[2] = top_dots::<T, S>(simd, v_top, c_top, 2);
+        w[3] = top_dots::<T, S>(simd, v_top, c_top, 3);
     }
     for (v, c) in v.iter().zip(c.iter()) {
         let (v, c): (Quad<T, S>, [_; COUNT]) = (*v, std::array::from_fn(|j| c[FIRST + j]));
@@ -505,15 +475,15 @@ fn apply_columns<T: Real, S: Simd, const FIRST: usize, const COUNT: usize>(
             }
         }
     }
-    for j in 0..COUNT {
-        w[j] = substitute(w[j]);
-        for i in 0..4 {
-            let mut entry = T::vsub(simd, c_top[i][FIRST + j], w[j][i]);
-            for a in 0..i {
-                entry = T::neg_mul_add(simd, v_top[i][a], w[j][a], entry);
-            }
-            c_top[i][FIRST + j] = entry;
-        }
+    w[0] = substitute::<T, S>(simd, order, coefficients, w[0]);
+    w[1] = substitute::<T, S>(simd, order, coefficients, w[1]);
+    top_update::<T, S>(simd, v_top, c_top, FIRST, w[0]);
+    top_update::<T, S>(simd, v_top, c_top, FIRST + 1, w[1]);
+    if COUNT == 4 {
+        w[2] = substitute::<T, S>(simd, order, coefficients, w[2]);
+        w[3] = substitute::<T, S>(simd, order, coefficients, w[3]);
+        top_update::<T, S>(simd, v_top, c_top, 2, w[2]);
+        top_update::<T, S>(simd, v_top, c_top, 3, w[3]);
     }
     for (v, c) in v.iter().zip(c) {
         let v = *v;
@@ -525,4 +495,48 @@ fn apply_columns<T: Real, S: Simd, const FIRST: usize, const COUNT: usize>(
             c[FIRST + j] = entry;
         }
     }
+}
+
+/// Vᵀ times column `j`, for the first four rows. The top of V is unit lower triangular; what is stored on and above its
+/// diagonal belongs to R.
+#[inline(always)]
+fn top_dots<T: Real, S: Simd>(simd: S, v: &[Quad<T, S>; 4], c: &[Quad<T, S>; 4], j: usize) -> Quad<T, S> {
+    let (c0, c1, c2, c3) = (c[0][j], c[1][j], c[2][j], c[3][j]);
+    let w0 = T::mul_add(simd, v[1][0], c1, c0);
+    let w0 = T::mul_add(simd, v[3][0], c3, T::mul_add(simd, v[2][0], c2, w0));
+    let w1 = T::mul_add(simd, v[3][1], c3, T::mul_add(simd, v[2][1], c2, c1));
+    let w2 = T::mul_add(simd, v[3][2], c3, c2);
+    [w0, w1, w2, c3]
+}
+
+/// Column `j` -= V w, for the first four rows.
+#[inline(always)]
+fn top_update<T: Real, S: Simd>(simd: S, v: &[Quad<T, S>; 4], c: &mut [Quad<T, S>; 4], j: usize, w: Quad<T, S>) {
+    let less = |i: usize, a: usize, entry| T::neg_mul_add(simd, v[i][a], w[a], entry);
+    c[0][j] = T::vsub(simd, c[0][j], w[0]);
+    c[1][j] = less(1, 0, T::vsub(simd, c[1][j], w[1]));
+    c[2][j] = less(2, 1, less(2, 0, T::vsub(simd, c[2][j], w[2])));
+    c[3][j] = less(3, 2, less(3, 1, less(3, 0, T::vsub(simd, c[3][j], w[3]))));
+}
+
+/// S⁻ᵀ w for Q transposed, S⁻¹ w for Q, where S is the triangle of VᵀV with diagonal 1 / tau.
+#[inline(always)]
+fn substitute<T: Real, S: Simd>(simd: S, order: Order, k: &Coefficients<T, S>, w: Quad<T, S>) -> Quad<T, S> {
+    let [mut w0, mut w1, mut w2, mut w3] = w;
+    let less = |a: usize, c: usize, x, w| T::neg_mul_add(simd, k[a][c], x, w);
+    match order {
+        Order::Transposed => {
+            w0 = T::vmul(simd, k[0][0], w0);
+            w1 = T::vmul(simd, k[1][1], less(1, 0, w0, w1));
+            w2 = T::vmul(simd, k[2][2], less(2, 1, w1, less(2, 0, w0, w2)));
+            w3 = T::vmul(simd, k[3][3], less(3, 2, w2, less(3, 1, w1, less(3, 0, w0, w3))));
+        }
+        Order::Plain => {
+            w3 = T::vmul(simd, k[3][3], w3);
+            w2 = T::vmul(simd, k[2][2], less(3, 2, w3, w2));
+            w1 = T::vmul(simd, k[1][1], less(2, 1, w2, less(3, 1, w3, w1)));
+            w0 = T::vmul(simd, k[0][0], less(1, 0, w1, less(2, 0, w2, less(3, 0, w3, w0))));
+        }
+    }
+    [w0, w1, w2, w3]
 }

@@ -1,6 +1,7 @@
 //! GPU form of qr: which kernel, which specialisation, how many groups.
 
 use super::{Args, Mode, OP, Qr};
+use smallvec::smallvec;
 use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::device::{Caps, Run};
 use crate::error::{Error, Result};
@@ -78,7 +79,7 @@ impl Plan {
                 source: &TILE,
                 entry: "qr_tile",
                 threads: lanes * cols * mats,
-                defines: vec![
+                defines: smallvec![
                     float64,
                     Number("QR_R", rows_per_thread),
                     Number("QR_LANES", lanes),
@@ -91,7 +92,7 @@ impl Plan {
                 source: &COLUMN,
                 entry: "qr_column",
                 threads: COLUMN_THREADS,
-                defines: vec![float64, Number("QR_THREADS", COLUMN_THREADS), Number("QR_MAX_ROWS", max_rows)],
+                defines: smallvec![float64, Number("QR_THREADS", COLUMN_THREADS), Number("QR_MAX_ROWS", max_rows)],
             },
         }
     }
@@ -132,18 +133,16 @@ pub(crate) fn units() -> Vec<Unit> {
     let metal = Caps { kind: "mps", threadgroup_bytes: 32768, units: 8, float64: false };
     let cuda = Caps { kind: "cuda", threadgroup_bytes: 49152, units: 132, float64: true };
     let sizes = [1, 8, 9, 16, 17, 32, 33, 48, 64, 65, 128, 129, 256, 512, 2048];
-    let mut specs = Vec::new();
+    let mut units: Vec<Unit> = Vec::new();
     for (caps, dtype) in [(&metal, DType::F32), (&cuda, DType::F32), (&cuda, DType::F64)] {
-        for rows in sizes {
-            for cols in sizes {
-                let qr = Qr { batch: 1, rows, cols, mode: Mode::Reduced, dtype };
-                let Ok(plan) = Plan::new(&qr, caps) else { continue };
-                let spec = plan.spec(dtype);
-                if !specs.contains(&spec) {
-                    specs.push(spec);
-                }
+        for (rows, cols) in sizes.iter().flat_map(|rows| sizes.map(|cols| (*rows, cols))) {
+            let qr = Qr { batch: 1, rows, cols, mode: Mode::Reduced, dtype };
+            let Ok(plan) = Plan::new(&qr, caps) else { continue };
+            let spec = plan.spec(dtype);
+            if units.iter().all(|unit| *unit.spec() != spec) {
+                units.push(if caps.kind == "mps" { Unit::everywhere(spec) } else { Unit::cuda(spec) });
             }
         }
     }
-    specs.into_iter().map(Unit::everywhere).collect()
+    units
 }

@@ -12,6 +12,14 @@
 // Chunk v of thread t in a tile of the row.
 #define RMS_AT(tile, v) ((tile) * RMS_TILE + ((v) * RMS_TPR + t) * RMS_VEC)
 
+#if RMS_VEC == 8
+template <typename T> G_FN void rms_open(PRIVREF(gk_raw8<T>) c, PRIV(real) x) {
+  gk_keep(c);
+  const v8 a = gk_unpack8(c);
+  x[0] = a.lo.x; x[1] = a.lo.y; x[2] = a.lo.z; x[3] = a.lo.w;
+  x[4] = a.hi.x; x[5] = a.hi.y; x[6] = a.hi.z; x[7] = a.hi.w;
+}
+#endif
 template <typename T> G_FN void rms_load(DEV(const T) p, gk_i64 i, PRIV(real) x) {
 #if RMS_VEC == 8
   const v8 a = gk_ld8(p, i);
@@ -37,7 +45,10 @@ G_FN void rms_store(DEV(RMS_T) p, gk_i64 i, PRIV(real) x) {
 #endif
 }
 G_FN void rms_weight(DEV(const RMS_W) w, uint i, PRIV(real) g) {
-#if RMS_WEIGHT
+#if RMS_WEIGHT && RMS_VEC == 8
+  gk_raw8<RMS_W> c = gk_ld_raw8(w, i);
+  rms_open(c, g);
+#elif RMS_WEIGHT
   rms_load(w, i, g);
 #else
   G_UNROLL for (uint e = 0; e < RMS_VEC; ++e) g[e] = 1.0f;

@@ -4,10 +4,9 @@ use super::Real;
 use crate::dtype::Element;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use pulp::{Simd, WithSimd};
 
 /// An element as stored: it is widened to [`Storage::Compute`], computed with, and rounded once.
-/// The conversions take slices of equal length.
+/// The conversions take slices of equal length; they are as wide as the kernel that they are called from.
 pub trait Storage: Element {
     /// Type of sums and products: float64 for float64, else float32.
     type Compute: Real;
@@ -33,20 +32,13 @@ pub trait Storage: Element {
     fn narrow_f64(wide: &[f64], values: &mut [Self]);
 }
 
-/// Element by element; vectorised by the compiler for the processor that runs it.
+/// Element by element. Inlined, so that a kernel's copy of it is compiled for the vectors the kernel runs with.
+#[inline(always)]
 fn convert<A: Copy, B>(from: &[A], to: &mut [B], element: impl Fn(A) -> B) {
-    struct Convert<'a, A, B, F>(&'a [A], &'a mut [B], F);
-    impl<A: Copy, B, F: Fn(A) -> B> WithSimd for Convert<'_, A, B, F> {
-        type Output = ();
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _simd: S) {
-            for (to, from) in self.1.iter_mut().zip(self.0) {
-                *to = (self.2)(*from);
-            }
-        }
-    }
     assert_eq!(from.len(), to.len());
-    super::dispatch(Convert(from, to, element));
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = element(*from);
+    }
 }
 
 impl Storage for f32 {
@@ -57,15 +49,19 @@ impl Storage for f32 {
     fn as_compute_mut(values: &mut [f32]) -> Option<&mut [f32]> {
         Some(values)
     }
+    #[inline(always)]
     fn widen_f32(values: &[f32], wide: &mut [f32]) {
         wide.copy_from_slice(values);
     }
+    #[inline(always)]
     fn widen_f64(values: &[f32], wide: &mut [f64]) {
         convert(values, wide, f64::from);
     }
+    #[inline(always)]
     fn narrow_f32(wide: &[f32], values: &mut [f32]) {
         values.copy_from_slice(wide);
     }
+    #[inline(always)]
     fn narrow_f64(wide: &[f64], values: &mut [f32]) {
         convert(wide, values, |wide| wide as f32);
     }
@@ -79,15 +75,19 @@ impl Storage for f64 {
     fn as_compute_mut(values: &mut [f64]) -> Option<&mut [f64]> {
         Some(values)
     }
+    #[inline(always)]
     fn widen_f32(values: &[f64], wide: &mut [f32]) {
         convert(values, wide, |value| value as f32);
     }
+    #[inline(always)]
     fn widen_f64(values: &[f64], wide: &mut [f64]) {
         wide.copy_from_slice(values);
     }
+    #[inline(always)]
     fn narrow_f32(wide: &[f32], values: &mut [f64]) {
         convert(wide, values, f64::from);
     }
+    #[inline(always)]
     fn narrow_f64(wide: &[f64], values: &mut [f64]) {
         values.copy_from_slice(wide);
     }
@@ -114,15 +114,19 @@ fn bf16_from_f32(wide: f32) -> bf16 {
 
 impl Storage for bf16 {
     type Compute = f32;
+    #[inline(always)]
     fn widen_f32(values: &[bf16], wide: &mut [f32]) {
         convert(values, wide, |value| f32::from_bits(u32::from(value.to_bits()) << 16));
     }
+    #[inline(always)]
     fn widen_f64(values: &[bf16], wide: &mut [f64]) {
         convert(values, wide, |value| f64::from(f32::from_bits(u32::from(value.to_bits()) << 16)));
     }
+    #[inline(always)]
     fn narrow_f32(wide: &[f32], values: &mut [bf16]) {
         convert(wide, values, bf16_from_f32);
     }
+    #[inline(always)]
     fn narrow_f64(wide: &[f64], values: &mut [bf16]) {
         convert(wide, values, |wide| bf16_from_f32(f32_rounded_to_odd(wide)));
     }
@@ -130,19 +134,23 @@ impl Storage for bf16 {
 
 impl Storage for f16 {
     type Compute = f32;
+    #[inline(always)]
     fn widen_f32(values: &[f16], wide: &mut [f32]) {
         assert_eq!(values.len(), wide.len());
         let done = x86::widen(values, wide);
         values[done..].convert_to_f32_slice(&mut wide[done..]);
     }
+    #[inline(always)]
     fn widen_f64(values: &[f16], wide: &mut [f64]) {
         convert(values, wide, f16::to_f64);
     }
+    #[inline(always)]
     fn narrow_f32(wide: &[f32], values: &mut [f16]) {
         assert_eq!(wide.len(), values.len());
         let done = x86::narrow(wide, values);
         values[done..].convert_from_f32_slice(&wide[done..]);
     }
+    #[inline(always)]
     fn narrow_f64(wide: &[f64], values: &mut [f16]) {
         convert(wide, values, |wide| f16::from_f32(f32_rounded_to_odd(wide)));
     }

@@ -210,12 +210,50 @@ template <uint N, typename T> G_FN gk_pack<T, N>* gk_at(T* p, gk_i64 i) {
 template <uint AT, typename T, uint N> G_FN v4 gk_unpack(gk_pack<T, N> v) {
   return v4(gk_real(v.e[AT]), gk_real(v.e[AT + 1]), gk_real(v.e[AT + 2]), gk_real(v.e[AT + 3]));
 }
+#if !GK_F64
+// by words: an element is half of one
+template <uint AT, uint N> G_FN v4 gk_unpack(gk_pack<bfloat, N> v) {
+  uint w[N / 2];
+  memcpy(w, &v, sizeof(v));
+  return v4(__uint_as_float(w[AT / 2] << 16), __uint_as_float(w[AT / 2] & 0xffff0000u),
+            __uint_as_float(w[AT / 2 + 1] << 16), __uint_as_float(w[AT / 2 + 1] & 0xffff0000u));
+}
+#endif
+#if GK_F64
+template <typename T> G_FN void gk_pack2(T* e, real a, real b) {
+  e[0] = gk_to<T>(a);
+  e[1] = gk_to<T>(b);
+}
+#else
+G_FN void gk_pack2(float* e, float a, float b) {
+  e[0] = a;
+  e[1] = b;
+}
+// two conversions in one instruction; the second operand is the low half
+G_FN void gk_pack2(half* e, float a, float b) {
+  uint w;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(b), "f"(a));
+  memcpy(e, &w, 4);
+}
+G_FN void gk_pack2(bfloat* e, float a, float b) {
+  uint w;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(b), "f"(a));
+  memcpy(e, &w, 4);
+}
+#endif
 template <typename T> G_FN gk_pack<T, 4> gk_pack4(v4 v) {
-  return gk_pack<T, 4>{{gk_to<T>(v.x), gk_to<T>(v.y), gk_to<T>(v.z), gk_to<T>(v.w)}};
+  gk_pack<T, 4> r;
+  gk_pack2(r.e, v.x, v.y);
+  gk_pack2(r.e + 2, v.z, v.w);
+  return r;
 }
 template <typename T> G_FN gk_pack<T, 8> gk_pack8(v8 v) {
-  return gk_pack<T, 8>{{gk_to<T>(v.lo.x), gk_to<T>(v.lo.y), gk_to<T>(v.lo.z), gk_to<T>(v.lo.w),
-                        gk_to<T>(v.hi.x), gk_to<T>(v.hi.y), gk_to<T>(v.hi.z), gk_to<T>(v.hi.w)}};
+  gk_pack<T, 8> r;
+  gk_pack2(r.e, v.lo.x, v.lo.y);
+  gk_pack2(r.e + 2, v.lo.z, v.lo.w);
+  gk_pack2(r.e + 4, v.hi.x, v.hi.y);
+  gk_pack2(r.e + 6, v.hi.z, v.hi.w);
+  return r;
 }
 template <typename T> G_FN v8 gk_unpack8(gk_pack<T, 8> v) { return v8{gk_unpack<0>(v), gk_unpack<4>(v)}; }
 // 4 consecutive elements, at an address aligned to 4 of them
@@ -224,6 +262,15 @@ template <typename T> G_FN void gk_st4(T* p, gk_i64 i, v4 v) { *gk_at<4>(p, i) =
 // 8 consecutive elements, at an address aligned to 16 bytes
 template <typename T> G_FN v8 gk_ld8(const T* p, gk_i64 i) { return gk_unpack8(*gk_at<8>(p, i)); }
 template <typename T> G_FN void gk_st8(T* p, gk_i64 i, v8 v) { *gk_at<8>(p, i) = gk_pack8<T>(v); }
+// 8 elements as they lie in memory, to hold in registers; gk_keep makes the compiler convert them anew at each use
+template <typename T> using gk_raw8 = gk_pack<T, 8>;
+template <typename T> G_FN gk_raw8<T> gk_ld_raw8(const T* p, gk_i64 i) { return *gk_at<8>(p, i); }
+template <typename T> G_FN void gk_keep(gk_raw8<T>& v) {
+  uint w[sizeof(v) / 4];
+  memcpy(w, &v, sizeof(v));
+  G_UNROLL for (uint k = 0; k < sizeof(v) / 4; ++k) asm volatile("" : "+r"(w[k]));
+  memcpy(&v, w, sizeof(v));
+}
 // the same for data used once, which need not stay in a cache
 template <typename T> G_FN v4 gk_ld4_once(const T* p, gk_i64 i) { return gk_unpack<0>(gk_pack_once(gk_at<4>(p, i))); }
 template <typename T> G_FN v8 gk_ld8_once(const T* p, gk_i64 i) { return gk_unpack8(gk_pack_once(gk_at<8>(p, i))); }
