@@ -10,9 +10,7 @@ class MetalDevice:
 
     def __new__(cls, compile_shader: Callable[[str], Any], place: str) -> MetalDevice: ...
     def qr(self, a: Tensor, mode: int = 0) -> tuple[Tensor, Tensor]: ...
-    def rms_norm_fwd(
-        self, x: Tensor, weight: Optional[Tensor], normalized: int, eps: float
-    ) -> tuple[Tensor, Tensor]: ...
+    def rms_norm_fwd(self, x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> tuple[Tensor, Tensor]: ...
     def add_rms_norm_fwd(
         self, input: Tensor, residual: Tensor, weight: Optional[Tensor], normalized: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -50,7 +48,30 @@ class ShaderKernel:
         arg_casts: Optional[dict[int, str]] = None,
     ) -> None: ...
 
-def load(library_dir: Union[str, Path]) -> None: ...
+class AdamWGroup:
+    """A parameter group as it was when its state was last looked at."""
+
+    def __new__(
+        cls,
+        params: list[Tensor],
+        states: list[dict[str, Tensor]],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        max_exp_avg_sqs: list[Tensor],
+        steps: Tensor,
+        step_views: list[Tensor],
+        state: dict[Tensor, Any],
+    ) -> AdamWGroup: ...
+    def step(
+        self,
+        params: list[Tensor],
+        grads: list[Optional[Tensor]],
+        state: dict[Tensor, Any],
+        scalar_tensors: list[Optional[Tensor]],
+        scalars: dict[str, Any],
+    ) -> bool: ...
+
+def load(library_dir: Union[str, Path], some_tensor: Tensor) -> None: ...
 def set_threads(count: int) -> None: ...
 def set_cache_dir(path: Union[str, Path, None] = None) -> None: ...
 def cache_dir() -> Path: ...
@@ -58,11 +79,7 @@ def cuda_available() -> bool: ...
 def metal_texts() -> list[tuple[str, str]]: ...
 def compile_shader(source: str) -> ShaderLibrary: ...
 def adamw_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
+    lists: list[list[Tensor]],
     steps: Tensor,
     lr: Optional[Tensor],
     grad_scale: Optional[Tensor],

@@ -13,7 +13,11 @@ _fwd = torch.ops.metalcore.rms_norm_fwd.default
 _bwd = torch.ops.metalcore.rms_norm_bwd.default
 _add_fwd = torch.ops.metalcore.add_rms_norm_fwd.default
 _add_bwd = torch.ops.metalcore.add_rms_norm_bwd.default
+# Looked up once: at the smallest sizes a call is its Python.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_is_compiling = torch.compiler.is_compiling
+_transforms_active = torch._C._are_functorch_transforms_active
+_grad_enabled = torch.is_grad_enabled
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -149,24 +153,18 @@ _add_norm_apply = super(torch.autograd.Function, _AddNorm).apply
 _EPS = {dtype: torch.finfo(_compute_dtype(dtype)).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
-def _weight(x: Tensor, weight: Optional[Tensor]) -> Optional[Tensor]:
-    """float64 weights only go with float64 input."""
-    if weight is not None and weight.dtype is torch.float64 and x.dtype is not torch.float64:
-        return weight.float()
-    return weight
-
-
 def _through_dispatcher() -> bool:
     """Whether the call is being traced or transformed: then the operator, which torch knows how to enter, is called as it is."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return _is_compiling() or _transforms_active()
 
 
 def _norm(op: str, x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> Tensor:
     try:
-        weight = _weight(x, weight)
+        if weight is not None and weight.dtype is torch.float64 and x.dtype is not torch.float64:
+            weight = weight.float()
         if _through_dispatcher():
             return _fwd(x, weight, normalized, eps)[0]
-        if needs_grad(x, weight):
+        if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
             return _norm_apply(x, weight, normalized, eps)
         with _BelowAutograd():
             return _fwd(x, weight, normalized, eps)[0]
@@ -192,7 +190,7 @@ def rms_norm(
     if not isinstance(input, Tensor):
         check_tensors("rms_norm", input=input)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape or input.shape[-len(shape) :] != shape:
+    if input.shape[-len(shape) :] != shape or not shape:
         raise ValueError(wrong("rms_norm", "normalized_shape", list(shape), f"the last sizes of {list(input.shape)}"))
     return _norm("rms_norm", input, weight, len(shape), _EPS.get(input.dtype, 0.0) if eps is None else eps)
 
@@ -257,7 +255,8 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Optional[Tensor],
     """
     op = "fused_add_rmsnorm"
     try:
-        weight = _weight(input, weight)
+        if weight is not None and weight.dtype is torch.float64 and input.dtype is not torch.float64:
+            weight = weight.float()
         if _through_dispatcher():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
         if needs_grad(input, residual, weight):

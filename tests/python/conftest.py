@@ -47,6 +47,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "dtypes(*dtypes): the dtypes that a test with `dtype` runs for")
     config.addinivalue_line("markers", "native: needs kernels that run at full speed; not for the emulator")
     config.addinivalue_line("markers", "emulated: is about the emulator's rules; not for other devices")
+    config.addinivalue_line("markers", "cuda: is about streams and graphs of CUDA; not for other devices")
     config.addinivalue_line("markers", "absent: no device for this test")
 
 
@@ -56,6 +57,8 @@ def _places(metafunc) -> list[str]:
         names = [name for name in names if name != EMULATOR]
     if metafunc.definition.get_closest_marker("emulated"):
         names = [name for name in names if name == EMULATOR]
+    if metafunc.definition.get_closest_marker("cuda"):
+        names = [name for name in names if name == "cuda"]
     return names
 
 

@@ -7,7 +7,7 @@ run prints the worst of each kind beside its bar, and how many items miss the ai
 from __future__ import annotations
 
 import math
-from typing import Iterator
+from typing import Callable, Iterator
 
 import metalcore
 import numpy as np
@@ -59,7 +59,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def normal(*shape: int, device: torch.device, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """Standard normal values, the same on every device."""
-    return (torch.randn(*shape, dtype=torch.float64) * scale).to(device=device, dtype=dtype)
+    return (torch.randn(shape, dtype=torch.float64) * scale).to(device=device, dtype=dtype)
 
 
 def storages(*tensors: Tensor) -> list[int]:
@@ -92,24 +92,42 @@ class Unchanged:
                 assert tensor._version == version, "the version of an input was bumped"
 
 
-def views(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Views with the values of ``tensor``, laid out differently; what lies between their elements is NaN."""
-    *batch, last = tensor.shape
-    if tensor.ndim >= 2:
-        yield "transposed", tensor.mT.contiguous().mT
-        room = tensor.new_full((*batch[:-1], batch[-1] + 1, last + 3), math.nan)
-        room[..., :-1, :-3] = tensor
-        yield "padded", room[..., :-1, :-3]
-    if tensor.ndim >= 3:
-        yield "batch innermost", tensor.movedim(0, -1).contiguous().movedim(-1, 0)
-    room = tensor.new_full((*batch, 2 * last), math.nan)
+def _padded(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    room = tensor.new_full((*tensor.shape[:-2], tensor.shape[-2] + rows, tensor.shape[-1] + columns), math.nan)
+    room[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+    return room[..., : tensor.shape[-2], : tensor.shape[-1]]
+
+
+def _every_second(tensor: Tensor) -> Tensor:
+    room = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1]), math.nan)
     room[..., ::2] = tensor
-    yield "every second element", room[..., ::2]
+    return room[..., ::2]
+
+
+def _offset(tensor: Tensor) -> Tensor:
     room = tensor.new_full((tensor.numel() + 1,), math.nan)
     room[1:] = tensor.reshape(-1)
-    yield "offset by one element", room[1:].view(tensor.shape)
-    if tensor.dtype in (torch.float32, torch.float64):
-        yield "lazily negated", torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+    return room[1:].view(tensor.shape)
+
+
+# Name of a view -> (dimensions it needs, how it is made). What lies between its elements is NaN.
+_VIEWS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "transposed": (2, lambda t: t.mT.contiguous().mT),
+    "padded": (2, lambda t: _padded(t, 1, 3)),
+    "batch innermost": (3, lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0)),
+    "every second element": (1, _every_second),
+    "offset by one element": (1, _offset),
+    "lazily negated": (1, lambda t: torch._neg_view(-t)),
+}
+VIEWS = tuple(_VIEWS)
+
+
+def views(name: str, *tensors: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(position, view) of those tensors that can be laid out so; a view has the values of its tensor."""
+    dimensions, make = _VIEWS[name]
+    for i, tensor in enumerate(tensors):
+        if tensor.ndim >= dimensions:
+            yield i, make(tensor)
 
 
 # --- ratios ---------------------------------------------------------------------------------------
@@ -142,7 +160,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def quotients(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Quotients, in which 0 / 0 is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(numerator == 0, 0.0, numerator / denominator).astype(np.float64)
@@ -168,7 +186,7 @@ def assert_within(what: str, got: Tensor, want: np.ndarray, bound: np.ndarray, d
     assert tuple(got.shape) == want.shape, what
     if got.dtype == torch.float16:
         bound = bound + 2.0**-25
-    ratios = _over(np.abs(exact(got) - want), bound)
+    ratios = quotients(np.abs(exact(got) - want), bound)
     _record(f"{what} {_short(dtype or got.dtype)}", ratios, 1.0, 1.0)
     worst = float(ratios.max(initial=0.0))
     assert worst <= 1, f"{what}: error is {worst:.3g} of its bound, at {np.unravel_index(ratios.argmax(), ratios.shape)}"
@@ -189,7 +207,7 @@ def qr_ratios(A: Tensor, Q: Tensor, R: Tensor) -> tuple[np.ndarray, np.ndarray]:
     size = np.frexp(np.abs(a).max((-2, -1), keepdims=True, initial=0))[1]
     a, r = np.ldexp(a, -size), np.ldexp(r, -size)
     residual, defect = one_norm(a - q @ r), one_norm(np.eye(q.shape[-1]) - np.swapaxes(q, -2, -1) @ q)
-    return _over(residual, max(m, n) * u * one_norm(a)), _over(defect, np.asarray(m * u))
+    return quotients(residual, max(m, n) * u * one_norm(a)), quotients(defect, np.asarray(m * u))
 
 
 def assert_qr(A: Tensor, Q: Tensor, R: Tensor, mode: str = "reduced", items: list[str] | None = None) -> None:

@@ -266,7 +266,7 @@ def test_markdown_has_the_last_row_the_machine_and_no_metal_speed():
     old = record_fixture(row_fixture(ratio=5.0))
     new = record_fixture(row_fixture(), row_fixture(shape=SMALL, ratio=0.9, tags=["loss"]), when="2026-01-02T00:00:00+00:00")
     text = markdown.document([old, new])
-    assert f"| qr | {LARGE} | fp32 | 2 | 16 | torch | 8.00{rows.TIMES} | 25 % | 0.1 |  |" in text
+    assert f"| qr | {LARGE} | fp32 | 2 | 16 | torch | 8.00{rows.TIMES} | 25 % | 0.1 | - |  |" in text
     assert f"5.00{rows.TIMES}" not in text
     assert f"| 0.90{rows.TIMES} |" in text and "loss" in text
     for part in ("A CPU", "torch 2.11.0", "commit abc", "copy 27 GB/s"):

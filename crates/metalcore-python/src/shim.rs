@@ -27,6 +27,7 @@ macro_rules! shims {
             $($field: unsafe extern "C" fn($($arg),*) -> $ret,)*
             current_cuda_stream: OnceLock<Option<CurrentStream>>,
             num_threads: Option<NumThreads>,
+            dispatcher: Option<Dispatcher>,
             /// Raises a Python exception from inside an operator.
             pub thrower: Thrower,
             library_dir: std::path::PathBuf,
@@ -38,6 +39,7 @@ macro_rules! shims {
                     Ok(Shims {
                         $($field: *library.get(concat!($symbol, "\0"))?,)*
                         current_cuda_stream: OnceLock::new(),
+                        dispatcher: Dispatcher::load(library),
                         num_threads: library.get(b"_ZN2at15get_num_threadsEv\0").ok().map(|f| *f),
                         thrower: Thrower::load(library)?,
                         library_dir: library_dir.to_owned(),
@@ -59,6 +61,7 @@ shims! {
     empty_strided = "aoti_torch_empty_strided": fn(i64, *const i64, *const i64, i32, i32, i32, *mut Handle) -> i32;
     copy = "aoti_torch_copy_": fn(Handle, Handle, i32) -> i32;
     delete = "aoti_torch_delete_tensor_object": fn(Handle) -> i32;
+    new_handle = "aoti_torch_new_tensor_handle": fn(Handle, *mut Handle) -> i32;
     init_fragment = "aoti_torch_library_init_fragment": fn(*const c_char, *const c_char, u32, *mut *mut c_void) -> i32;
     init_impl = "aoti_torch_library_init_impl": fn(*const c_char, *const c_char, *const c_char, u32, *mut *mut c_void) -> i32;
     library_def = "aoti_torch_library_def": fn(*mut c_void, *const c_char) -> i32;
@@ -68,6 +71,24 @@ shims! {
 /// `int at::get_num_threads()`.
 type NumThreads = unsafe extern "C" fn() -> i32;
 type CurrentStream = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
+
+/// Calls operators of torch by name; of torch 2.10 and later.
+struct Dispatcher {
+    call: unsafe extern "C" fn(*const c_char, *const c_char, *mut Value, u64) -> i32,
+    new_string: unsafe extern "C" fn(*const c_char, usize, *mut *mut c_void) -> i32,
+}
+/// The value layout this was written against: torch 2.10.0.
+const BUILD_VERSION: u64 = (2 << 56) | (10 << 48);
+
+impl Dispatcher {
+    fn load(library: &'static Library) -> Option<Dispatcher> {
+        // SAFETY: the types are those of the headers.
+        unsafe {
+            let call = *library.get(b"torch_call_dispatcher\0").ok()?;
+            Some(Dispatcher { call, new_string: *library.get(b"torch_new_string_handle\0").ok()? })
+        }
+    }
+}
 
 static SHIMS: OnceLock<Shims> = OnceLock::new();
 
@@ -179,24 +200,30 @@ impl<'a> Peek<'a> {
         unsafe { read(self.handle, &mut value) };
         value
     }
-    fn list(&self, read: unsafe extern "C" fn(Handle, *mut *const i64) -> i32) -> &'a [i64] {
-        let dim: i64 = self.number(get().dim);
+    fn list(&self, read: unsafe extern "C" fn(Handle, *mut *const i64) -> i32, len: usize) -> &'a [i64] {
         let mut pointer = std::ptr::null();
-        // SAFETY: the tensor is live and has `dim` sizes and strides, which live as long as it does.
+        // SAFETY: the tensor is live and has `len` sizes and strides, which live as long as it does.
         unsafe {
-            if read(self.handle, &mut pointer) != 0 || dim == 0 {
+            if len == 0 || read(self.handle, &mut pointer) != 0 {
                 return &[];
             }
-            std::slice::from_raw_parts(pointer, dim as usize)
+            std::slice::from_raw_parts(pointer, len)
         }
+    }
+    fn sizes(&self) -> &'a [i64] {
+        let dim: i64 = self.number(get().dim);
+        self.list(get().sizes, dim as usize)
+    }
+    fn strides(&self, dim: usize) -> &'a [i64] {
+        self.list(get().strides, dim)
     }
     /// Sizes.
     pub fn shape(&self) -> Vec<usize> {
-        self.list(get().sizes).iter().map(|size| *size as usize).collect()
+        self.sizes().iter().map(|size| *size as usize).collect()
     }
     /// Number of elements.
     pub fn numel(&self) -> usize {
-        self.list(get().sizes).iter().product::<i64>() as usize
+        self.sizes().iter().product::<i64>() as usize
     }
     /// Element type, if it is one of ours.
     pub fn dtype(&self) -> Option<DType> {
@@ -216,33 +243,43 @@ impl<'a> Peek<'a> {
     }
     /// Whether rows follow each other without gaps.
     pub fn is_contiguous(&self) -> bool {
-        let sizes = self.list(get().sizes);
-        let mut expected = 1;
-        sizes.contains(&0)
-            || sizes.iter().zip(self.list(get().strides)).rev().all(|(size, stride)| {
-                let fits = *size == 1 || *stride == expected;
-                expected *= size;
-                fits
-            })
+        let sizes = self.sizes();
+        is_contiguous(sizes, self.strides(sizes.len()))
     }
-    /// All that a list operator needs, read at once.
+    /// All that a list operator needs, with as few calls as can be: it is asked of every tensor in every step.
     pub fn describe(&self) -> Description {
+        let sizes = self.sizes();
         Description {
-            numel: self.numel(),
+            numel: sizes.iter().product::<i64>() as usize,
             dtype: self.dtype(),
-            contiguous: self.is_contiguous(),
+            contiguous: is_contiguous(sizes, self.strides(sizes.len())),
             address: self.address(),
             device: self.device(),
         }
     }
     /// A contiguous copy.
     pub fn contiguous(&self) -> Result<Tensor> {
-        let copy = Tensor::empty_code(self.list(get().sizes), self.number(get().dtype), self.device())?;
+        let copy = Tensor::empty_code(self.sizes(), self.number(get().dtype), self.device())?;
         // SAFETY: both are live.
         check(unsafe { (get().copy)(copy.0, self.handle, 0) }, "copying a tensor")?;
         Ok(copy)
     }
 }
+
+fn is_contiguous(sizes: &[i64], strides: &[i64]) -> bool {
+    let mut expected = 1;
+    sizes.contains(&0)
+        || sizes.iter().zip(strides).rev().all(|(size, stride)| {
+            let fits = *size == 1 || *stride == expected;
+            expected *= size;
+            fits
+        })
+}
+
+// SAFETY: an address and numbers.
+unsafe impl Send for Description {}
+// SAFETY: as above.
+unsafe impl Sync for Description {}
 
 /// What [`Peek::describe`] reads.
 #[derive(Clone, Copy)]
@@ -287,6 +324,26 @@ pub fn current_cuda_stream(index: i32) -> Result<*mut c_void> {
     // SAFETY: writes one pointer.
     check(unsafe { read(index, &mut stream) }, "reading torch's CUDA stream")?;
     Ok(stream)
+}
+
+/// `torch.linalg.qr(a, mode)`, or None where this torch cannot be called from here.
+pub fn linalg_qr(a: &Tensor, mode: &str) -> Option<Result<(Tensor, Tensor)>> {
+    let dispatcher = get().dispatcher.as_ref()?;
+    let mut text = std::ptr::null_mut();
+    let mut input = std::ptr::null_mut();
+    // SAFETY: makes a string and a second handle of a live tensor, which the callee takes over; the stack has room for
+    // two inputs and two outputs.
+    unsafe {
+        let made = (dispatcher.new_string)(mode.as_ptr().cast(), mode.len(), &mut text) == 0
+            && (get().new_handle)(a.0, &mut input) == 0;
+        if !made {
+            return Some(Err(failed("making arguments for an operator")));
+        }
+        let mut stack = [input as Value, text as Value];
+        let code = (dispatcher.call)(c"aten::linalg_qr".as_ptr(), c"".as_ptr(), stack.as_mut_ptr(), BUILD_VERSION);
+        let outputs = check(code, "aten::linalg_qr").map(|()| stack.map(|value| Tensor(value as Handle)));
+        Some(outputs.map(|[q, r]| (q, r)))
+    }
 }
 
 /// An operator: its schema, and its boxed kernels by dispatch key.

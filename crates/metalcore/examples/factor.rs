@@ -61,7 +61,7 @@ fn write_small_batch() -> Result<PathBuf, Box<dyn Error>> {
     }
     let path = std::env::temp_dir().join(format!("metalcore-factor-{}.txt", std::process::id()));
     std::fs::write(&path, text)?;
-    println!("wrote {}", path.display());
+    println!("wrote {}, an example of the format", path.display());
     Ok(path)
 }
 
@@ -93,7 +93,7 @@ fn factor<D: Run<Qr>>(device: &D, batch: &Batch) -> Result<(), Box<dyn Error>> {
     let (first, factors) = timed()?;
     let mut times = (0..CALLS).map(|_| Ok(timed()?.0)).collect::<metalcore::Result<Vec<Duration>>>()?;
     times.sort();
-    println!("{matrices} matrices of {rows} x {cols} on {}", device.caps().kind);
+    println!("{matrices} x {rows} x {cols} on {}", device.caps().kind);
     println!("first call {first:.1?}, median of {CALLS} more {:.1?}", times[CALLS / 2]);
     let (q, r) = (factors.q.to_vec::<f32>()?, factors.r.to_vec::<f32>()?);
     let worst = reference::ratios(&batch.values, &q, &r, rows, cols, rows.min(cols));

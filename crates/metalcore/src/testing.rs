@@ -1,8 +1,7 @@
 //! Test support: one body, every device; matrices that break algorithms.
 
-use crate::device::{Device, cpu::Cpu};
+use crate::device::Device;
 use crate::dtype::Element;
-use crate::{Tensor, View};
 
 /// Makes a test of a body for each device: `each_device!(name, body)`, `body: fn(&D)`. An absent GPU is reported.
 #[macro_export]
@@ -61,20 +60,9 @@ pub fn has_float64(device: &impl Device) -> bool {
     device.caps().float64
 }
 
-/// Copies a tensor's values to a CPU tensor.
-pub fn to_cpu<D: Device, T: Element>(tensor: &Tensor<D>) -> Tensor<Cpu> {
-    let values: Vec<T> = tensor.to_vec().expect("readable");
-    Tensor::from_slice(&Cpu::new(), &values, tensor.shape()).expect("the same shape")
-}
-
 /// Bits of values, for exact comparisons that treat NaN as equal to itself.
 pub fn bits<T: Element>(values: &[T]) -> Vec<u64> {
     values.iter().map(|v| v.to_f64().to_bits()).collect()
-}
-
-/// A view of a tensor.
-pub fn view<D: Device>(tensor: &Tensor<D>) -> View<'_, D> {
-    tensor.view()
 }
 
 /// The families that break factorisations (DESIGN section 8), rows x cols, row-major, in float64.

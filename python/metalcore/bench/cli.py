@@ -201,7 +201,7 @@ def run_device(
 ) -> dict[str, Any]:
     """Runs every chosen selector on one device, prints the tables, returns the record."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     progress = Progress()
     others = machine.OtherLoad()
     with progress.group(f"{device} machine", 1) as step:

@@ -128,6 +128,7 @@ def measure_row(case: Case, row: Row, context: Context) -> dict[str, Any]:
     gates = row.check(main.first_copy, context.profile.timer.kept)
     context.profile.timer.kept = None
     found = {name: peer_json(stat, ours, "device") for name, stat in stats.items()}
+    idle = None if context.on_cpu else measure_idle(context, {"ours": row.ours, **on_device}, row.copies, plan)
     if by_wall:
         timer = timing.WallTimer(context.device)
         stats = timing.Interleaved(timer, {"ours": row.ours, **by_wall}, row.copies).measure(plan)
@@ -139,6 +140,7 @@ def measure_row(case: Case, row: Row, context: Context) -> dict[str, Any]:
         "ours": stats_json(ours),
         "peers": found,
         "skipped_peers": skipped,
+        "idle_ms": idle,
         "copies": row.copies,
         "bytes": case.cost.bytes,
         "flops": case.cost.flops,
@@ -151,6 +153,13 @@ def measure_row(case: Case, row: Row, context: Context) -> dict[str, Any]:
     if row.memory is not None:
         result["memory"] = row.memory()
     return judge(result, ours, context)
+
+
+def measure_idle(context: Context, calls: dict[str, Any], copies: int, plan: timing.Plan) -> dict[str, float]:
+    """Milliseconds by events around one call that finds the device idle: the host's way to the first launch counts."""
+    timer = timing.EventTimer(context.device, timing.synchronizer(context.device))
+    stats = timing.Interleaved(timer, calls, copies).measure(plan)
+    return {name: stat.median_s * 1e3 for name, stat in stats.items()}
 
 
 def clock_of(peer: Peer, context: Context) -> str:

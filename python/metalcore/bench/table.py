@@ -27,13 +27,14 @@ LEGEND = (
     "ours, best peer: median of interleaved calls in this process (GPU: device events; CPU: wall time).",
     "ratio: peer / ours, above 1 is a win. roofline: floor / ours, the floor being compulsory bytes over the "
     "measured copy bandwidth or flops over the measured GEMM rate.",
+    "idle: the ratio where each call finds the GPU idle, so that the host's way to the first launch counts too.",
     "error: worst accuracy ratio over its bar, every batch item, on the timed buffers; at most 1.",
     "tag: launch = below 3 launch floors, left out of claims; busy = others took over 10 % of the CPU time, left out "
     "of claims; loss = ratio below 0.97; noisy = p90/p10 above 1.3; ERR = error over its bar, or the op raised.",
 )
 HOST_LEGEND = "host overhead: µs of one Python call without a wait; over = more than 2 µs above torch's."
 
-COLUMNS = ("op", "shape", "dtype", "ours ms", "best peer ms", "peer", "ratio", "roofline", "error", "tag")
+COLUMNS = ("op", "shape", "dtype", "ours ms", "best peer ms", "peer", "ratio", "roofline", "error", "idle", "tag")
 COMPARE_COLUMNS = ("last ms", "change")
 LEFT = ("op", "shape", "dtype", "peer", "tag", "grad", "optimizer", "norm and optimizer")
 
@@ -73,11 +74,18 @@ def percent(share: Optional[float]) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
+def idle_ratio(row: dict[str, Any]) -> Optional[float]:
+    """peer / ours where every call finds an idle GPU, against the peer that is fastest so."""
+    times = dict(row.get("idle_ms") or {})
+    ours = times.pop("ours", None)
+    return min(times.values()) / ours if ours and times else None
+
+
 def row_cells(row: dict[str, Any]) -> Cells:
-    """The ten columns as text."""
+    """The columns as text."""
     names = [row["op"], row["shape"], row["dtype"]]
     if row.get("failure"):
-        return [*names, *6 * [NONE], "ERR"]
+        return [*names, *7 * [NONE], "ERR"]
     best = row["best_peer"]
     return [
         *names,
@@ -87,6 +95,7 @@ def row_cells(row: dict[str, Any]) -> Cells:
         ratio_text(row["ratio"]),
         percent(row["roofline"]),
         "over" if row["error"] is None else number(row["error"], 2),
+        ratio_text(idle_ratio(row)),
         " ".join(row["tags"]),
     ]
 

@@ -48,7 +48,7 @@ const EDITS: [Edit; 14] = [
     },
     Edit {
         file: "python/metalcore/_native.pyi",
-        place: Before("    def rms_norm_fwd(\n"),
+        place: Before("    def rms_norm_fwd("),
         text: "    def op_name(self, x: Tensor) -> Tensor: ...\n",
     },
     Edit { file: "python/metalcore/_operators.py", place: After("_SHARED = (\"qr\", "), text: "\"op_name\", " },

@@ -7,7 +7,7 @@ use crate::shim::{CUDA, Description, Peek};
 use metalcore::device::{Device, Run};
 use metalcore::ops::adamw::{AdamW, Args, Goal, Options, Slot};
 use metalcore::{DType, Error, Result};
-use pyo3::intern;
+use pyo3::{ffi, intern};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use std::sync::Arc;
@@ -140,24 +140,53 @@ fn impls(list: &Bound<'_, PyList>) -> PyResult<Vec<usize>> {
     list.iter().map(|tensor| object::tensor_impl(&tensor)).collect()
 }
 
+/// Describes a tensor by the address of its TensorImpl.
+///
+/// # Safety
+/// The tensor is alive.
+unsafe fn describe(imp: &usize) -> Description {
+    // SAFETY: the caller's promise.
+    unsafe { Peek::from_impl(imp) }.describe()
+}
+
 fn on_shim<D: Foreign + Run<AdamW>>(
     device: &D,
-    lists: &Lists<usize>,
-    steps: usize,
-    scalars: [Option<usize>; 3],
+    tensors: &Lists<Description>,
+    steps: &Description,
+    scalars: &[Option<Description>; 3],
     options: Options,
 ) -> Result<()> {
-    // SAFETY: the Python lists keep the tensors alive through the call.
-    let peek = |imp: &usize| unsafe { Peek::from_impl(imp).describe() };
-    let described = lists.map(peek);
-    let Some(problem) = problem(&described.map(|t| Facts::from(t)), options)? else { return Ok(()) };
-    // SAFETY: as above; a buffer does not outlive the call, and on a GPU torch frees memory in stream order.
-    let buffer = |address: *mut u8, bytes| unsafe { D::foreign(address, bytes) };
-    let buffers = described.map(|t| (t.numel, buffer(t.address, t.numel * t.dtype.map_or(1, DType::size))));
-    let steps = buffer(peek(&steps).address, 4 * lists.params.len());
-    let scalars = scalars.map(|imp| imp.map(|imp| buffer(peek(&imp).address, 4)));
-    let [lr, grad_scale, found_inf] = &scalars;
+    let Some(problem) = problem(&tensors.map(|t| Facts::from(t)), options)? else { return Ok(()) };
+    // SAFETY: the Python lists keep the tensors alive through the call, and on a GPU torch frees memory in stream order.
+    let buffer = |t: &Description, size: usize| unsafe { D::foreign(t.address, t.numel * size) };
+    let buffers = tensors.map(|t| (t.numel, buffer(t, t.dtype.map_or(1, DType::size))));
+    let steps = buffer(steps, 4);
+    let [lr, grad_scale, found_inf] = scalars.each_ref().map(|t| t.as_ref().map(|t| buffer(t, 4)));
     step(device, &problem, &buffers, &steps, [lr.as_ref(), grad_scale.as_ref(), found_inf.as_ref()])
+}
+
+/// On the device of `steps`.
+fn anywhere(
+    tensors: &Lists<Description>,
+    steps: &Description,
+    scalars: &[Option<Description>; 3],
+    options: Options,
+) -> Result<()> {
+    match steps.device {
+        (CUDA, index) => on_shim(Shim::cuda(index)?.device(), tensors, steps, scalars, options),
+        _ => on_shim(Shim::cpu().device(), tensors, steps, scalars, options),
+    }
+}
+
+fn describe_scalars(tensors: [Option<Bound<'_, PyAny>>; 3]) -> PyResult<[Option<Description>; 3]> {
+    let one = |t: Option<Bound<'_, PyAny>>| -> PyResult<Option<Description>> {
+        let Some(tensor) = t else { return Ok(None) };
+        let imp = object::tensor_impl(&tensor)?;
+        // SAFETY: the caller holds the tensor.
+        Ok(Some(unsafe { describe(&imp) }))
+    };
+    let [a, b, c] = tensors.map(one);
+    Ok([a?, b?, c?])
 }
 
 /// One step. Lists are of tensors of one device, contiguous, params of one dtype and grads of one; steps is (n,) float32;
@@ -190,27 +219,19 @@ pub fn adamw_(
         let steps = Arc::new(steps.clone().unbind());
         return on_metal(&metal.0, &addresses, &tensors, &steps, &scalars, options).map_err(crate::python_error);
     }
+    let scalars = describe_scalars(scalar_tensors)?;
     let steps = object::tensor_impl(steps)?;
-    let [lr, grad_scale, found_inf] = scalar_tensors.map(|t| t.map(|t| object::tensor_impl(&t)).transpose());
-    let scalars = [lr?, grad_scale?, found_inf?];
-    py.detach(|| anywhere(&addresses, steps, scalars, options)).map_err(crate::python_error)
-}
-
-/// On the device of `steps`.
-fn anywhere(lists: &Lists<usize>, steps: usize, scalars: [Option<usize>; 3], options: Options) -> Result<()> {
     // SAFETY: the caller holds the tensors.
-    match unsafe { Peek::from_impl(&steps) }.device() {
-        (CUDA, index) => on_shim(Shim::cuda(index)?.device(), lists, steps, scalars, options),
-        _ => on_shim(Shim::cpu().device(), lists, steps, scalars, options),
-    }
+    let (tensors, steps) = unsafe { (addresses.map(|t| describe(t)), describe(&steps)) };
+    py.detach(|| anywhere(&tensors, &steps, &scalars, options)).map_err(crate::python_error)
 }
 
 /// A parameter group as it was when its state was last looked at: says whether everything is still the same object, and
 /// then makes the step without a Python loop.
 #[pyclass(frozen, module = "metalcore._native")]
 pub struct AdamWGroup {
-    /// Tensors by address; the Python lists keep them alive.
-    tensors: Lists<usize>,
+    /// Tensors by address, as they were; the Python lists keep them alive.
+    tensors: Lists<(usize, Description)>,
     steps: usize,
     params: Py<PyList>,
     /// Each parameter's state dict, and the tensors that belong in it.
@@ -244,7 +265,8 @@ impl AdamWGroup {
             max_exp_avg_sqs: impls(&max_exp_avg_sqs)?,
         };
         Ok(AdamWGroup {
-            tensors,
+            // SAFETY: the lists hold the tensors.
+            tensors: tensors.map(|imp| (*imp, unsafe { describe(imp) })),
             steps: object::tensor_impl(&steps)?,
             params: params.unbind(),
             states,
@@ -268,16 +290,23 @@ impl AdamWGroup {
         if !self.unchanged(params, state)? || grads.iter().any(|g| g.is_none()) {
             return Ok(false);
         }
-        let addresses = Lists {
-            params: self.tensors.params.clone(),
-            grads: impls(grads)?,
-            exp_avgs: self.tensors.exp_avgs.clone(),
-            exp_avg_sqs: self.tensors.exp_avg_sqs.clone(),
-            max_exp_avg_sqs: self.tensors.max_exp_avg_sqs.clone(),
+        let grads = impls(grads)?;
+        let scalars_on_device = describe_scalars(scalar_tensors)?;
+        // SAFETY: the lists hold the tensors. The state's layout is that of when it was made; its memory may be another.
+        let (tensors, steps) = unsafe {
+            let again = |list: &Vec<(usize, Description)>| {
+                list.iter().map(|(imp, known)| Description { address: Peek::from_impl(imp).address(), ..*known }).collect()
+            };
+            let tensors = Lists {
+                params: self.tensors.params.iter().map(|(imp, _)| describe(imp)).collect(),
+                grads: grads.iter().map(|imp| describe(imp)).collect(),
+                exp_avgs: again(&self.tensors.exp_avgs),
+                exp_avg_sqs: again(&self.tensors.exp_avg_sqs),
+                max_exp_avg_sqs: again(&self.tensors.max_exp_avg_sqs),
+            };
+            (tensors, describe(&self.steps))
         };
-        let [lr, grad_scale, found_inf] = scalar_tensors.map(|t| t.map(|t| object::tensor_impl(&t)).transpose());
-        let scalars_on_device = [lr?, grad_scale?, found_inf?];
-        match py.detach(|| anywhere(&addresses, self.steps, scalars_on_device, scalars.into())) {
+        match py.detach(|| anywhere(&tensors, &steps, &scalars_on_device, scalars.into())) {
             Ok(()) => Ok(true),
             // Nothing was launched: a gradient of another type or layout, which the caller sorts out.
             Err(Error::Argument { .. } | Error::DType { .. }) => Ok(false),
@@ -287,24 +316,42 @@ impl AdamWGroup {
 }
 
 impl AdamWGroup {
+    /// Compares objects by address, through the C interface: three objects of each tensor, in every step.
     fn unchanged(&self, params: &Bound<'_, PyList>, state: &Bound<'_, PyDict>) -> PyResult<bool> {
         let py = params.py();
-        let same = |a: &Bound<'_, PyList>, b: &Bound<'_, PyList>| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is(&b));
-        if !same(params, self.params.bind(py))
-            || state.len() != self.all_states.len()
-            || !state.iter().zip(&self.all_states).all(|((_, value), known)| value.is(known))
-        {
+        if !same_items(params, self.params.bind(py)) || state.len() != self.all_states.len() {
             return Ok(false);
         }
+        let mut position = 0;
+        let mut value = std::ptr::null_mut();
+        for known in &self.all_states {
+            // SAFETY: the dict is alive and not changed meanwhile; the value is borrowed and only compared.
+            let found = unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, std::ptr::null_mut(), &mut value) };
+            if found == 0 || value != known.as_ptr() {
+                return Ok(false);
+            }
+        }
         for (name, tensors) in [(intern!(py, "exp_avg"), &self.exp_avgs), (intern!(py, "step"), &self.step_views)] {
-            for (dict, tensor) in self.states.iter().zip(tensors.bind(py)) {
-                if !dict.bind(py).get_item(name)?.is_some_and(|now| now.is(&tensor)) {
+            for (i, dict) in self.states.iter().enumerate() {
+                // SAFETY: both are alive; the results are borrowed and only compared, and a missing key is null.
+                let same = unsafe {
+                    ffi::PyDict_GetItemWithError(dict.as_ptr(), name.as_ptr())
+                        == ffi::PyList_GetItem(tensors.as_ptr(), i as ffi::Py_ssize_t)
+                };
+                if !same {
                     return Ok(false);
                 }
             }
         }
         Ok(true)
     }
+}
+
+/// Whether two lists hold the same objects.
+fn same_items(a: &Bound<'_, PyList>, b: &Bound<'_, PyList>) -> bool {
+    // SAFETY: indices are in range; the results are borrowed and only compared.
+    let item = |list: &Bound<'_, PyList>, i| unsafe { ffi::PyList_GetItem(list.as_ptr(), i as ffi::Py_ssize_t) };
+    a.len() == b.len() && (0..a.len()).all(|i| item(a, i) == item(b, i))
 }
 
 fn on_metal(
@@ -316,7 +363,7 @@ fn on_metal(
     options: Options,
 ) -> Result<()> {
     // SAFETY: the Python lists keep the tensors alive through the call.
-    let described = lists.map(|imp| unsafe { Peek::from_impl(imp).describe() });
+    let described = lists.map(|imp| unsafe { describe(imp) });
     let Some(problem) = problem(&described.map(|t| Facts::from(t)), options)? else { return Ok(()) };
     let host = Objects(metal.clone());
     let sized = tensors.map(|t| (host.shape(t).iter().product(), t.clone()));

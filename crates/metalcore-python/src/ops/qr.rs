@@ -2,10 +2,11 @@
 
 use super::{put, take};
 use crate::host::{BufferOf, Host, Shim};
-use crate::shim::{Operator, Value};
+use crate::shim::{self, Operator, Tensor, Value};
 use crate::throw::boxed;
-use metalcore::device::Run;
-use metalcore::ops::qr::{Args, Mode, Qr};
+use metalcore::device::cuda::Cuda;
+use metalcore::device::{Device, Run};
+use metalcore::ops::qr::{Args, Mode, Qr, vendor_is_faster};
 use metalcore::{Error, Result};
 
 /// mode: 0 reduced, 1 complete, 2 R alone (Q is then empty).
@@ -47,6 +48,18 @@ where
     Ok((q, r))
 }
 
+/// The same through torch's cuSOLVER, where that is measured faster; None where it is not.
+fn by_torch(host: &Shim<Cuda>, a: &Tensor, code: i64) -> Result<Option<(Tensor, Tensor)>> {
+    let problem = problem(host, a, code)?;
+    if !vendor_is_faster(&problem, host.device().caps()) {
+        return Ok(None);
+    }
+    let mode = ["reduced", "complete", "r"][code as usize];
+    let Some(factors) = shim::linalg_qr(a, mode) else { return Ok(None) };
+    let (q, r) = factors?;
+    Ok(Some((host.contiguous(q)?, host.contiguous(r)?)))
+}
+
 unsafe extern "C-unwind" fn cpu(stack: *mut Value, _: u64, _: u64) {
     // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
     unsafe {
@@ -65,7 +78,11 @@ unsafe extern "C-unwind" fn cuda(stack: *mut Value, _: u64, _: u64) {
         boxed(|| {
             let a = take(stack, 0);
             let host = Shim::cuda(a.peek().device().1)?;
-            let (q, r) = qr(&host, a, *stack.add(1) as i64)?;
+            let code = *stack.add(1) as i64;
+            let (q, r) = match by_torch(&host, &a, code)? {
+                Some(factors) => factors,
+                None => qr(&host, a, code)?,
+            };
             put(stack, 0, q);
             put(stack, 1, r);
             Ok(())

@@ -8,6 +8,7 @@ taken with the magnitudes of m's two terms, so that a moment which cancels keeps
 
 from __future__ import annotations
 
+import math
 from typing import Any, Sequence
 
 import torch
@@ -54,7 +55,9 @@ def step_with_bounds(before: Sequence[Tensor], t: float, group: dict[str, Any]) 
     v_new = beta2 * v + (1 - beta2) * g.square()
     m_new = m_terms[0] + m_terms[1]
     m_size = m_terms[0].abs() + m_terms[1].abs()
-    scale = lr / (1 - beta1**t) / (v_new.sqrt() / (1 - beta2**t) ** 0.5 + group["eps"])
+    # 1 - beta^t without cancellation, which float64 results are fine enough to show
+    left1, left2 = (-math.expm1(t * math.log1p(beta - 1)) for beta in (beta1, beta2))
+    scale = lr / left1 / (v_new.sqrt() / left2**0.5 + group["eps"])
     p_new = p * (1 - lr * group["weight_decay"]) - scale * m_new
     p_bound = rounding(dtype) * p_new.abs() + 8 * w * (p.abs() + scale * m_size)
     return [(p_new, p_bound), (m_new, 4 * w * m_size), (v_new, 4 * w * v_new)]

@@ -6,6 +6,7 @@ use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::error::{Error, Result};
 use crate::kernels::Unit;
 use crate::{DType, params};
+use smallvec::smallvec;
 
 params! {
     /// Sizes of one call.
@@ -23,7 +24,7 @@ fn spec(dtype: DType) -> Spec {
         source: &SOURCE,
         entry: "op_name_fwd",
         threads: THREADS,
-        defines: vec![
+        defines: smallvec![
             Define::Number("GK_F64", u32::from(dtype == DType::F64)),
             Define::Word("OP_NAME_T", dtype.kernel_word()),
         ],

@@ -5,6 +5,7 @@
 //! for float32 and float64. Products and sums written `mul_add` are fused where the processor can.
 
 mod storage;
+pub mod stream;
 
 use pulp::bytemuck::Pod;
 pub use pulp::{Simd, WithSimd};
@@ -15,6 +16,9 @@ pub use storage::Storage;
 pub fn dispatch<K: WithSimd>(kernel: K) -> K::Output {
     pulp::Arch::new().dispatch(kernel)
 }
+
+/// Lanes of the widest register.
+const MOST_LANES: usize = 16;
 
 /// A type to compute in: float32 or float64.
 pub trait Real:
@@ -48,10 +52,10 @@ pub trait Real:
     fn power_of_two(exponent: i32) -> Self;
     /// The values themselves, if they have this type.
     fn borrow<G: Storage>(values: &[G]) -> Option<&[Self]>;
-    /// Nearest values of this type.
-    fn widen<G: Storage>(values: &[G], wide: &mut [Self]);
-    /// Nearest values of the stored type, ties to even.
-    fn narrow<G: Storage>(wide: &[Self], values: &mut [G]);
+    /// Nearest value of this type.
+    fn get<G: Storage>(value: G) -> Self;
+    /// Rounds to the stored type, to nearest even.
+    fn put<G: Storage>(self) -> G;
 
     /// Elements in a register.
     fn lanes<S: Simd>() -> usize;
@@ -59,10 +63,28 @@ pub trait Real:
     fn vectors<S: Simd>(values: &[Self]) -> (&[Self::Vector<S>], &[Self]);
     /// Whole registers, and the rest.
     fn vectors_mut<S: Simd>(values: &mut [Self]) -> (&mut [Self::Vector<S>], &mut [Self]);
-    /// The first values, then zeros.
-    fn load_part<S: Simd>(simd: S, values: &[Self]) -> Self::Vector<S>;
-    /// The first lanes.
-    fn store_part<S: Simd>(simd: S, values: &mut [Self], vector: Self::Vector<S>);
+    /// A register, from at least as many stored values.
+    fn load<S: Simd, G: Storage>(simd: S, values: &[G]) -> Self::Vector<S>;
+    /// Rounds a register, to nearest even, to at least as many places.
+    fn store<S: Simd, G: Storage>(simd: S, vector: Self::Vector<S>, values: &mut [G]);
+    /// At most a register of values, then zeros.
+    #[inline(always)]
+    fn load_part<S: Simd, G: Storage>(simd: S, values: &[G]) -> Self::Vector<S> {
+        let mut padded = [Self::default(); MOST_LANES];
+        for (padded, value) in padded.iter_mut().zip(values) {
+            *padded = Self::get(*value);
+        }
+        Self::load(simd, &padded)
+    }
+    /// The first lanes, at most a register.
+    #[inline(always)]
+    fn store_part<S: Simd, G: Storage>(simd: S, vector: Self::Vector<S>, values: &mut [G]) {
+        let mut padded = [Self::default(); MOST_LANES];
+        Self::store(simd, vector, &mut padded);
+        for (value, padded) in values.iter_mut().zip(padded) {
+            *value = padded.put();
+        }
+    }
     /// The same value in each lane.
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
     /// a + b
@@ -114,7 +136,7 @@ macro_rules! real {
      ternary { $($ternary_name:ident = $ternary:ident),* }
      reduction { $($reduction_name:ident = $reduction:ident),* }
      quadruples { $($quad_name:ident = $quad:ident),* }
-     $borrow:ident, $widen:ident, $narrow:ident, $as_vectors:ident, $as_vectors_mut:ident, $load:ident, $store:ident,
+     $borrow:ident, $get:expr, $put:ident, $as_vectors:ident, $as_vectors_mut:ident, $load:ident, $store:ident,
      $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident) => {
         impl Real for $t {
             type Vector<S: Simd> = S::$vector;
@@ -162,12 +184,12 @@ macro_rules! real {
                 G::$borrow(values)
             }
             #[inline(always)]
-            fn widen<G: Storage>(values: &[G], wide: &mut [$t]) {
-                G::$widen(values, wide);
+            fn get<G: Storage>(value: G) -> $t {
+                $get(value)
             }
             #[inline(always)]
-            fn narrow<G: Storage>(wide: &[$t], values: &mut [G]) {
-                G::$narrow(wide, values);
+            fn put<G: Storage>(self) -> G {
+                G::$put(self)
             }
             #[inline(always)]
             fn lanes<S: Simd>() -> usize {
@@ -182,12 +204,12 @@ macro_rules! real {
                 S::$as_vectors_mut(values)
             }
             #[inline(always)]
-            fn load_part<S: Simd>(simd: S, values: &[$t]) -> S::$vector {
-                simd.$load(values)
+            fn load<S: Simd, G: Storage>(simd: S, values: &[G]) -> S::$vector {
+                G::$load(simd, values)
             }
             #[inline(always)]
-            fn store_part<S: Simd>(simd: S, values: &mut [$t], vector: S::$vector) {
-                simd.$store(values, vector);
+            fn store<S: Simd, G: Storage>(simd: S, vector: S::$vector, values: &mut [G]) {
+                G::$store(simd, vector, values);
             }
             #[inline(always)]
             fn splat<S: Simd>(simd: S, value: $t) -> S::$vector {
@@ -219,7 +241,7 @@ real! {
     ternary { mul_add = mul_add_e_f32s, neg_mul_add = negate_mul_add_e_f32s }
     reduction { sum = reduce_sum_f32s, largest = reduce_max_f32s }
     quadruples { from_quadruples = deinterleave_shfl_f32s, to_quadruples = interleave_shfl_f32s }
-    as_f32, widen_f32, narrow_f32, as_simd_f32s, as_mut_simd_f32s, partial_load_f32s, partial_store_f32s,
+    as_f32, Storage::to_f32, from_f32, as_simd_f32s, as_mut_simd_f32s, load_f32, store_f32,
     splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s
 }
 real! {
@@ -229,6 +251,6 @@ real! {
     ternary { mul_add = mul_add_e_f64s, neg_mul_add = negate_mul_add_e_f64s }
     reduction { sum = reduce_sum_f64s, largest = reduce_max_f64s }
     quadruples { from_quadruples = deinterleave_shfl_f64s, to_quadruples = interleave_shfl_f64s }
-    as_f64, widen_f64, narrow_f64, as_simd_f64s, as_mut_simd_f64s, partial_load_f64s, partial_store_f64s,
+    as_f64, Storage::exact, round_f64, as_simd_f64s, as_mut_simd_f64s, load_f64, store_f64,
     splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s
 }

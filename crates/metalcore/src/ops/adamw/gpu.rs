@@ -28,8 +28,8 @@ static SOURCE: Source = Source {
 
 /// Elements that a threadgroup updates (`ADAMW_CHUNK`).
 const CHUNK: usize = 4096;
-/// Tensors of one launch where kernels take tables of addresses: 56 bytes each, of 32764.
-const TABLES: [usize; 3] = [1, 64, 512];
+/// Tensors of one launch where kernels take tables of addresses: 56 bytes each, of 32764. The driver copies all of them.
+const TABLES: [usize; 5] = [1, 32, 128, 320, 512];
 /// Tensors of one launch on Metal.
 const BOUND: usize = 5;
 
@@ -81,8 +81,9 @@ fn prepare<D: Gpu>(device: &D, problem: &AdamW, args: &Args<'_, D::Buffer>, coef
         maximize: u32::from(options.goal == Goal::Maximize),
         lr: options.lr,
         weight_decay: options.weight_decay,
-        log_beta1: options.beta1.ln(),
-        log_beta2: options.beta2.ln(),
+        // exp(-1e4) is 0 in every type, and so is every power of beta = 0.
+        log_beta1: options.beta1.ln().max(-1e4),
+        log_beta2: options.beta2.ln().max(-1e4),
     }
     .words();
     // An absent scalar is bound to a gradient and not read.

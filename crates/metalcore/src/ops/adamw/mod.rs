@@ -25,6 +25,8 @@
 pub mod cpu;
 mod gpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use gpu::units;
 

@@ -256,7 +256,7 @@ fn eliminate<T: Real, S: Simd>(simd: S, panel: &mut [Row<T>], place: Place, colu
     let mut dots = [T::default(); STRIP];
     for at in (start..start + group).step_by(lanes) {
         let dot = column_dots(simd, top, v, tail, at);
-        T::store_part(simd, &mut dots[at..at + lanes], dot);
+        T::store(simd, dot, &mut dots[at..at + lanes]);
     }
     // Columns up to this one keep what they have.
     let mut factors = [T::default(); STRIP];
@@ -265,7 +265,7 @@ fn eliminate<T: Real, S: Simd>(simd: S, panel: &mut [Row<T>], place: Place, colu
         top[j] -= factors[j];
     }
     for at in (start..start + group).step_by(lanes) {
-        let factor = T::load_part(simd, &factors[at..at + lanes]);
+        let factor = T::load(simd, &factors[at..at + lanes]);
         for (v, row) in v.iter().zip(tail.iter_mut()) {
             let entries = &mut T::vectors_mut::<S>(&mut row[at..at + lanes]).0[0];
             *entries = T::neg_mul_add(simd, T::splat(simd, *v), factor, *entries);

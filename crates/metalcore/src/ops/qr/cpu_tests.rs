@@ -1,26 +1,9 @@
 //! Laws and ratios of the host's QR, for both forms and both types.
 
 use super::*;
-use crate::dtype::{DType, Element};
+use crate::dtype::DType;
 use crate::ops::qr::reference::ratios;
-
-/// Numbers that are the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        // xorshift64*
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn gaussian(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()
-    }
-}
+use crate::testing::{Random, bits};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Family {
@@ -41,7 +24,7 @@ const FAMILIES: [Family; 10] =
 
 /// A row-major matrix, in float64.
 fn matrix(family: Family, rows: usize, cols: usize, random: &mut Random) -> Vec<f64> {
-    let mut gaussian = |rows: usize, cols: usize| (0..rows * cols).map(|_| random.gaussian()).collect::<Vec<_>>();
+    let mut gaussian = |rows: usize, cols: usize| (0..rows * cols).map(|_| random.normal()).collect::<Vec<_>>();
     let inner = rows.min(cols);
     let scale_columns = |mut a: Vec<f64>, decades: f64| {
         for (index, entry) in a.iter_mut().enumerate() {
@@ -113,10 +96,6 @@ fn factored<T: Real>(threads: usize, a: &[T], shape: Shape, q_cols: usize, r_row
     (q, r)
 }
 
-fn bits<T: Element>(values: &[T]) -> Vec<u64> {
-    values.iter().map(|value| value.to_f64().to_bits()).collect()
-}
-
 /// Bars of reconstruction and orthogonality, by the smaller side.
 fn bars(smaller: usize) -> (f64, f64) {
     match smaller {
@@ -155,7 +134,7 @@ fn check<T: Real>(family: Family, shape: Shape, a: &[T], q: &[T], r: &[T], inner
 const SIZES: [usize; 22] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 100, 128, 129];
 
 fn check_sizes<T: Real>(sizes: impl Iterator<Item = (usize, usize)>, batches: &[usize]) {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     let mut worst = [0.0; 2];
     for (rows, cols) in sizes {
         for &batch in batches {
@@ -203,7 +182,7 @@ fn tall_and_wide_matrices_meet_the_bars() {
 
 #[test]
 fn large_matrices_meet_the_bars() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for (rows, cols) in [(257, 200), (200, 257), (520, 64), (1100, 33)] {
         for family in [Gaussian, Uniform, Graded, HalfRank] {
             let shape = Shape { batch: 1, rows, cols };
@@ -227,7 +206,7 @@ fn empty_sizes_are_valid() {
 }
 
 fn check_laws<T: Real>(batch: usize, rows: usize, cols: usize) {
-    let mut random = Random(0x5851_f42d_4c95_7f2d);
+    let mut random = Random::new(0x5851_f42d_4c95_7f2d);
     let shape = Shape { batch, rows, cols };
     let size = rows * cols;
     let inner = rows.min(cols);
@@ -275,7 +254,7 @@ fn bits_depend_on_neither_threads_nor_neighbours_nor_powers_of_two() {
 #[test]
 fn a_matrix_with_nan_or_infinity_spoils_only_itself() {
     for (batch, n) in [(20, 6), (20, 16), (4, 40), (3, 70)] {
-        let mut random = Random(3);
+        let mut random = Random::new(3);
         let a: Vec<f32> = (0..batch).flat_map(|_| convert::<f32>(&matrix(Gaussian, n, n, &mut random))).collect();
         let shape = Shape { batch, rows: n, cols: n };
         let (q, r) = factored(2, &a, shape, n, n);
@@ -299,7 +278,7 @@ fn a_matrix_with_nan_or_infinity_spoils_only_itself() {
 fn extreme_entries_neither_overflow_nor_vanish() {
     for n in [5, 16, 40, 70] {
         for batch in [1, 18] {
-            let mut random = Random(11);
+            let mut random = Random::new(11);
             let shape = Shape { batch, rows: n, cols: n };
             for scale in [3e37, 1e-37] {
                 let items = (0..batch).flat_map(|_| matrix(Uniform, n, n, &mut random));

@@ -9,7 +9,8 @@
 //!
 //! **Method**: Householder reflections H_k = I - tau v v', A = H_1 ... H_K R (LAPACK geqr2/geqrf, org2r/orgqr; Golub &
 //! Van Loan, Matrix Computations, 5.2). CPU: one matrix per SIMD lane up to 64 rows and columns, WY-blocked above. GPU:
-//! in registers up to 16384 elements (`tile.metal`), in device memory above (`column.metal`).
+//! in registers up to about 128 x 128 (`tile.metal`), in device memory above (`column.metal`); inside PyTorch few such large
+//! matrices on CUDA go to torch's own routine, which is faster there ([`vendor_is_faster`]).
 //!
 //! **Signs**: beta = -sign(alpha) |x|; a column whose tail is exactly zero is left alone. R's diagonal may be negative.
 //!
@@ -29,6 +30,7 @@ pub mod reference;
 mod tests;
 
 pub(crate) use gpu::units;
+pub use gpu::vendor_is_faster;
 
 use crate::device::{Problem, Run, cpu::Cpu};
 use crate::error::{Error, Result};

@@ -1,12 +1,11 @@
 //! RMS norm on the host: each row is read from memory once, then from the cache.
 //!
-//! float32 and float64 are worked on where they are; half types are widened to a row of scratch memory and rounded from
-//! it. Sums go block by block, so that rounding errors grow with the number of blocks and not of elements. The weight
-//! gradient is summed over fixed groups of rows, then over the groups, both in order: its bits do not depend on the
-//! number of threads.
+//! Values are widened and rounded in registers. Sums go block by block, so that rounding errors grow with the number of
+//! blocks and not of elements. The weight gradient is summed over fixed groups of rows, then over the groups, both in
+//! order: its bits do not depend on the number of threads.
 
 use crate::device::cpu::Threads;
-use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch};
+use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
 use crate::dtype::Element;
 use std::borrow::Cow;
 
@@ -18,7 +17,6 @@ const SUMMED_ROWS: usize = 32;
 const PARTIALS: usize = 64;
 /// Rows of the backward pass that share one pass over weight and weight gradient.
 const GROUP: usize = 4;
-
 /// Columns of the weight gradient that a thread takes at a time.
 const COLUMNS: usize = 512;
 
@@ -41,7 +39,8 @@ pub fn forward<T: Storage, W: Storage>(
     if cols == 0 {
         return rstd.fill(T::Compute::from_f64(f64::NAN));
     }
-    let weight = widened::<W, T::Compute>(weight, cols);
+    let streamed = stream::wanted(y, cols);
+    let weight = &*widened::<W, T::Compute>(weight, cols);
     let eps = T::Compute::from_f64(eps);
     let chunk_rows = (CHUNK / cols).max(1);
     let size = chunk_rows * cols;
@@ -49,18 +48,9 @@ pub fn forward<T: Storage, W: Storage>(
     let mut residuals = residual.into_iter().flat_map(|residual| residual.chunks(size));
     let chunks = x.chunks(size).zip(y.chunks_mut(size)).zip(rstd.chunks_mut(chunk_rows));
     let mut chunks: Vec<_> = chunks
-        .map(|((x, y), rstd)| ForwardRows {
-            x,
-            residual: residuals.next().zip(sums.next()),
-            weight: &weight,
-            y,
-            rstd,
-            eps,
-            scratch: &mut [],
-        })
+        .map(|((x, y), rstd)| ForwardRows { x, residual: residuals.next().zip(sums.next()), weight, y, rstd, eps, streamed })
         .collect();
-    let scratch = || vec![T::Compute::default(); 2 * cols];
-    threads.for_each_mut_init(&mut chunks, 1, scratch, |scratch, rows| dispatch(rows.with_scratch(scratch)));
+    threads.for_each_mut(&mut chunks, 1, |rows| dispatch(rows));
 }
 
 /// The weight in the type of products; ones if there is none.
@@ -71,11 +61,7 @@ fn widened<W: Storage, C: Real>(weight: Option<&[W]>, cols: usize) -> Cow<'_, [C
     assert_eq!(weight.len(), cols);
     match C::borrow(weight) {
         Some(weight) => Cow::Borrowed(weight),
-        None => {
-            let mut wide = vec![C::default(); cols];
-            C::widen(weight, &mut wide);
-            Cow::Owned(wide)
-        }
+        None => Cow::Owned(weight.iter().map(|weight| C::get(*weight)).collect()),
     }
 }
 
@@ -86,111 +72,111 @@ struct ForwardRows<'a, T: Storage> {
     y: &'a mut [T],
     rstd: &'a mut [T::Compute],
     eps: T::Compute,
-    scratch: &'a mut [T::Compute],
+    streamed: bool,
 }
 
-impl<T: Storage> ForwardRows<'_, T> {
-    fn with_scratch<'b>(&'b mut self, scratch: &'b mut [T::Compute]) -> ForwardRows<'b, T> {
-        let residual = self.residual.as_mut().map(|(residual, sum)| (*residual, &mut **sum));
-        ForwardRows { residual, y: self.y, rstd: self.rstd, scratch, ..*self }
-    }
-}
-
-impl<T: Storage> WithSimd for ForwardRows<'_, T> {
+impl<T: Storage> WithSimd for &mut ForwardRows<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let ForwardRows { x, mut residual, weight, y, rstd, eps, scratch } = self;
-        let cols = weight.len();
-        let (wide, other) = scratch.split_at_mut(cols);
-        for (row, rstd) in rstd.iter_mut().enumerate() {
+        let cols = self.weight.len();
+        for (row, rstd) in self.rstd.iter_mut().enumerate() {
             let at = row * cols..(row + 1) * cols;
-            let (x, y) = (&x[at.clone()], &mut y[at.clone()]);
-            let h = match &mut residual {
+            let h = match &mut self.residual {
                 Some((residual, sum)) => {
                     let sum = &mut sum[at.clone()];
-                    add_rounded(x, &residual[at], sum, wide, other);
+                    add_rounded(simd, &self.x[at.clone()], &residual[at.clone()], sum);
                     &*sum
                 }
-                None => x,
+                None => &self.x[at.clone()],
             };
-            let h = match T::Compute::borrow(h) {
-                Some(h) => h,
-                None => {
-                    T::Compute::widen(h, wide);
-                    &*wide
-                }
-            };
-            let mean = sum_of_squares::<T::Compute, S>(simd, h) / T::Compute::from_f64(cols as f64);
-            *rstd = T::Compute::ONE / (mean + eps).sqrt();
-            match T::as_compute_mut(y) {
-                Some(y) => scale(h, *rstd, weight, y),
-                None => {
-                    scale(h, *rstd, weight, other);
-                    T::Compute::narrow(other, y);
-                }
+            let mean = sum_of_squares(simd, h) / T::Compute::from_f64(cols as f64);
+            *rstd = T::Compute::ONE / (mean + self.eps).sqrt();
+            if self.streamed {
+                scale::<T, S, true>(simd, h, *rstd, self.weight, &mut self.y[at]);
+            } else {
+                scale::<T, S, false>(simd, h, *rstd, self.weight, &mut self.y[at]);
             }
         }
+        stream::finish();
     }
 }
 
 /// sum := x + residual
 #[inline(always)]
-fn add_rounded<T: Storage>(x: &[T], residual: &[T], sum: &mut [T], wide: &mut [T::Compute], other: &mut [T::Compute]) {
-    if let (Some(x), Some(residual)) = (T::Compute::borrow(x), T::Compute::borrow(residual)) {
-        if let Some(sum) = T::as_compute_mut(sum) {
-            for ((sum, x), residual) in sum.iter_mut().zip(x).zip(residual) {
-                *sum = *x + *residual;
-            }
+fn add_rounded<T: Storage, S: Simd>(simd: S, x: &[T], residual: &[T], sum: &mut [T]) {
+    let lanes = T::Compute::lanes::<S>();
+    let (mut x, mut residual, mut sum) = (x.chunks_exact(lanes), residual.chunks_exact(lanes), sum.chunks_exact_mut(lanes));
+    for ((x, residual), sum) in (&mut x).zip(&mut residual).zip(&mut sum) {
+        let (x, residual) = (T::Compute::load(simd, x), T::Compute::load(simd, residual));
+        T::Compute::store(simd, T::Compute::vadd(simd, x, residual), sum);
+    }
+    let (x, residual) = (x.remainder(), residual.remainder());
+    let (x, residual) = (T::Compute::load_part(simd, x), T::Compute::load_part(simd, residual));
+    T::Compute::store_part(simd, T::Compute::vadd(simd, x, residual), sum.into_remainder());
+}
+
+/// y := h r w
+#[inline(always)]
+fn scale<T: Storage, S: Simd, const STREAMED: bool>(
+    simd: S,
+    h: &[T],
+    r: T::Compute,
+    weight: &[T::Compute],
+    y: &mut [T],
+) {
+    let lanes = T::Compute::lanes::<S>();
+    let r = T::Compute::splat(simd, r);
+    let (mut h, mut weight, mut y) = (h.chunks_exact(lanes), weight.chunks_exact(lanes), y.chunks_exact_mut(lanes));
+    for ((h, weight), y) in (&mut h).zip(&mut weight).zip(&mut y) {
+        let scaled = T::Compute::vmul(simd, T::Compute::load(simd, h), r);
+        let scaled = T::Compute::vmul(simd, scaled, T::Compute::load(simd, weight));
+        if STREAMED {
+            stream::store::<T::Compute, S, T>(simd, scaled, y);
+        } else {
+            T::Compute::store(simd, scaled, y);
         }
-        return;
     }
-    T::Compute::widen(x, wide);
-    T::Compute::widen(residual, other);
-    for (wide, other) in wide.iter_mut().zip(other.iter()) {
-        *wide += *other;
-    }
-    T::Compute::narrow(wide, sum);
-}
-
-/// out := h r w
-#[inline(always)]
-fn scale<C: Real>(h: &[C], r: C, weight: &[C], out: &mut [C]) {
-    for ((out, h), w) in out.iter_mut().zip(h).zip(weight) {
-        *out = *h * r * *w;
-    }
+    let scaled = T::Compute::vmul(simd, T::Compute::load_part(simd, h.remainder()), r);
+    let weight = T::Compute::load_part(simd, weight.remainder());
+    T::Compute::store_part(simd, T::Compute::vmul(simd, scaled, weight), y.into_remainder());
 }
 
 #[inline(always)]
-fn sum_of_squares<C: Real, S: Simd>(simd: S, h: &[C]) -> C {
-    let (h, rest) = C::vectors::<S>(h);
-    let rest = C::load_part(simd, rest);
-    let first = C::vmul(simd, rest, rest);
-    block_sum::<C, S>(
+fn sum_of_squares<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
+    let lanes = T::Compute::lanes::<S>();
+    let rest = T::Compute::load_part(simd, h.chunks_exact(lanes).remainder());
+    block_sum::<T::Compute, S>(
         simd,
-        first,
-        h.len(),
+        T::Compute::vmul(simd, rest, rest),
+        h.len() / lanes,
         #[inline(always)]
-        |j, sum| C::mul_add(simd, h[j], h[j], sum),
+        |j, sum| {
+            let h = T::Compute::load(simd, &h[j * lanes..(j + 1) * lanes]);
+            T::Compute::mul_add(simd, h, h, sum)
+        },
     )
 }
 
 /// Sum of dy w x.
 #[inline(always)]
-fn weighted_dot<C: Real, S: Simd>(simd: S, dy: &[C], weight: &[C], x: &[C]) -> C {
-    let (dy, dy_rest) = C::vectors::<S>(dy);
-    let (weight, weight_rest) = C::vectors::<S>(&weight[..]);
-    let (x, x_rest) = C::vectors::<S>(x);
-    let (weight, x) = (&weight[..dy.len()], &x[..dy.len()]);
-    let h_rest = C::vmul(simd, C::load_part(simd, dy_rest), C::load_part(simd, weight_rest));
-    let first = C::vmul(simd, h_rest, C::load_part(simd, x_rest));
-    block_sum::<C, S>(
+fn weighted_dot<T: Storage, S: Simd>(simd: S, dy: &[T], weight: &[T::Compute], x: &[T]) -> T::Compute {
+    let lanes = T::Compute::lanes::<S>();
+    let rest = dy.len() / lanes * lanes..;
+    let (dy_rest, w_rest) = (T::Compute::load_part(simd, &dy[rest.clone()]), T::Compute::load_part(simd, &weight[rest.clone()]));
+    let first = T::Compute::vmul(simd, T::Compute::vmul(simd, dy_rest, w_rest), T::Compute::load_part(simd, &x[rest]));
+    block_sum::<T::Compute, S>(
         simd,
         first,
-        dy.len(),
+        dy.len() / lanes,
         #[inline(always)]
-        |j, sum| C::mul_add(simd, C::vmul(simd, dy[j], weight[j]), x[j], sum),
+        |j, sum| {
+            let at = j * lanes..(j + 1) * lanes;
+            let h = T::Compute::load(simd, &dy[at.clone()]);
+            let h = T::Compute::vmul(simd, h, T::Compute::load(simd, &weight[at.clone()]));
+            T::Compute::mul_add(simd, h, T::Compute::load(simd, &x[at]), sum)
+        },
     )
 }
 
@@ -242,7 +228,8 @@ pub fn backward<T: Storage, W: Storage>(
     if cols == 0 {
         return;
     }
-    let weight = widened::<W, T::Compute>(weight, cols);
+    let streamed = stream::wanted(dx, cols);
+    let weight = &*widened::<W, T::Compute>(weight, cols);
     // With a weight gradient the rows of a task are those of one partial sum: a fixed number.
     let task_rows = match dw {
         Some(_) => rows.div_ceil(PARTIALS).next_multiple_of(SUMMED_ROWS).max(SUMMED_ROWS),
@@ -254,187 +241,154 @@ pub fn backward<T: Storage, W: Storage>(
     let mut extra = d_residual_out.into_iter().flat_map(|d| d.chunks(size));
     let tasks = dy.chunks(size).zip(x.chunks(size)).zip(dx.chunks_mut(size)).zip(rstd.chunks(task_rows));
     let mut tasks: Vec<_> = tasks
-        .map(|(((dy, x), dx), rstd)| BackwardRows {
-            dy,
-            x,
-            weight: &weight,
-            rstd,
-            extra: extra.next(),
-            dx,
-            dw: sums.next(),
-            scratch: &mut [],
-        })
+        .map(|(((dy, x), dx), rstd)| (Rows { dy, x, weight, rstd, extra: extra.next(), dx }, sums.next()))
         .collect();
-    let scratch = || vec![T::Compute::default(); BackwardRows::<T>::scratch_rows() * cols];
-    threads.for_each_mut_init(&mut tasks, 1, scratch, |scratch, rows| dispatch(rows.with_scratch(scratch)));
+    let sum = || vec![T::Compute::default(); cols];
+    threads.for_each_mut_init(&mut tasks, 1, sum, |sum, (rows, dw)| {
+        dispatch(BackwardRows { rows, dw: dw.as_deref_mut(), sum, streamed });
+    });
     if let Some(dw) = dw {
         let mut total = vec![T::Compute::default(); cols];
         let mut parts: Vec<_> = total.chunks_mut(COLUMNS).enumerate().collect();
         threads.for_each_mut(&mut parts, 1, |(index, total)| {
             dispatch(SumPartials { partials: &partials, cols, first: *index * COLUMNS, total });
         });
-        T::Compute::narrow(&total, dw);
+        for (dw, total) in dw.iter_mut().zip(total) {
+            *dw = total.put();
+        }
     }
 }
 
-struct BackwardRows<'a, T: Storage> {
+/// Some rows of the backward pass.
+struct Rows<'a, T: Storage> {
     dy: &'a [T],
     x: &'a [T],
     weight: &'a [T::Compute],
     rstd: &'a [T::Compute],
     extra: Option<&'a [T]>,
     dx: &'a mut [T],
+}
+
+struct BackwardRows<'a, 'b, T: Storage> {
+    rows: &'a mut Rows<'b, T>,
     dw: Option<&'a mut [T::Compute]>,
-    scratch: &'a mut [T::Compute],
+    /// The weight gradient of [`SUMMED_ROWS`].
+    sum: &'a mut [T::Compute],
+    streamed: bool,
 }
 
-impl<T: Storage> BackwardRows<'_, T> {
-    fn with_scratch<'b>(&'b mut self, scratch: &'b mut [T::Compute]) -> BackwardRows<'b, T> {
-        BackwardRows { dx: self.dx, dw: self.dw.as_deref_mut(), scratch, ..*self }
-    }
-
-    /// Rows of scratch memory: the weight gradient of a few rows; for half types dy, x, the gradient that joins dx, and dx.
-    fn scratch_rows() -> usize {
-        if T::as_compute_mut(&mut []).is_some() { 1 } else { 1 + 4 * GROUP }
-    }
-}
-
-impl<T: Storage> WithSimd for BackwardRows<'_, T> {
+impl<T: Storage> WithSimd for BackwardRows<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let BackwardRows { dy, x, weight, rstd, extra, dx, mut dw, scratch } = self;
-        let cols = weight.len();
-        let (sum, wide) = scratch.split_at_mut(cols);
-        for (block, rstd) in rstd.chunks(SUMMED_ROWS).enumerate() {
+        let BackwardRows { rows, mut dw, sum, streamed } = self;
+        let cols = rows.weight.len();
+        for (block, rstd) in rows.rstd.chunks(SUMMED_ROWS).enumerate() {
             sum.fill(T::Compute::default());
             for (group, rstd) in rstd.chunks(GROUP).enumerate() {
                 let first = block * SUMMED_ROWS + group * GROUP;
                 let at = first * cols..(first + rstd.len()) * cols;
-                let (dy, x, dx) = (&dy[at.clone()], &x[at.clone()], &mut dx[at.clone()]);
-                let extra = extra.map(|extra| &extra[at]);
-                group_gradients::<T, S>(simd, dy, x, rstd, extra, dx, weight, sum, wide);
+                let (dy, x, dx) = (&rows.dy[at.clone()], &rows.x[at.clone()], &mut rows.dx[at.clone()]);
+                let group = Rows { dy, x, weight: rows.weight, rstd, extra: rows.extra.map(|extra| &extra[at]), dx };
+                if streamed {
+                    group_gradients::<T, S, true>(simd, group, sum);
+                } else {
+                    group_gradients::<T, S, false>(simd, group, sum);
+                }
             }
             if let Some(dw) = dw.as_deref_mut() {
                 dw.iter_mut().zip(sum.iter()).for_each(|(dw, sum)| *dw += *sum);
             }
         }
+        stream::finish();
     }
 }
 
 /// dx of up to [`GROUP`] rows, and their weight gradients onto `sum`.
 #[inline(always)]
-fn group_gradients<T: Storage, S: Simd>(
+fn group_gradients<T: Storage, S: Simd, const STREAMED: bool>(
     simd: S,
-    dy: &[T],
-    x: &[T],
-    rstd: &[T::Compute],
-    extra: Option<&[T]>,
-    dx: &mut [T],
-    weight: &[T::Compute],
+    group: Rows<'_, T>,
     sum: &mut [T::Compute],
-    wide: &mut [T::Compute],
 ) {
-    if let (Some(dy), Some(x)) = (T::Compute::borrow(dy), T::Compute::borrow(x)) {
-        let extra = extra.and_then(T::Compute::borrow);
-        if let Some(dx) = T::as_compute_mut(dx) {
-            wide_gradients::<T::Compute, S>(simd, dy, x, rstd, extra, dx, weight, sum);
-        }
-        return;
+    if group.rstd.len() == GROUP {
+        return rows_gradients::<T, S, GROUP, STREAMED>(simd, group, sum);
     }
-    let mut quarters = wide.chunks_exact_mut(GROUP * weight.len());
-    let mut quarter = || quarters.next().map_or(&mut [][..], |quarter| &mut quarter[..dy.len()]);
-    let (wide_dy, wide_x, wide_extra, wide_dx) = (quarter(), quarter(), quarter(), quarter());
-    T::Compute::widen(dy, wide_dy);
-    T::Compute::widen(x, wide_x);
-    let extra = extra.map(|extra| {
-        T::Compute::widen(extra, wide_extra);
-        &*wide_extra
-    });
-    wide_gradients::<T::Compute, S>(simd, wide_dy, wide_x, rstd, extra, wide_dx, weight, sum);
-    T::Compute::narrow(wide_dx, dx);
-}
-
-#[inline(always)]
-fn wide_gradients<C: Real, S: Simd>(
-    simd: S,
-    dy: &[C],
-    x: &[C],
-    rstd: &[C],
-    extra: Option<&[C]>,
-    dx: &mut [C],
-    weight: &[C],
-    sum: &mut [C],
-) {
+    let Rows { dy, x, weight, rstd, extra, dx } = group;
     let cols = weight.len();
-    if rstd.len() == GROUP {
-        return rows_gradients::<C, S, GROUP>(simd, dy, x, rstd, extra, dx, weight, sum);
-    }
     for (row, dx) in dx.chunks_exact_mut(cols).enumerate() {
         let at = row * cols..(row + 1) * cols;
         let extra = extra.map(|extra| &extra[at.clone()]);
-        rows_gradients::<C, S, 1>(simd, &dy[at.clone()], &x[at], &rstd[row..=row], extra, dx, weight, sum);
+        let one = Rows { dy: &dy[at.clone()], x: &x[at], weight, rstd: &rstd[row..=row], extra, dx };
+        rows_gradients::<T, S, 1, STREAMED>(simd, one, sum);
     }
 }
 
 /// R rows together: one pass for each row's sum, one over the columns of all.
 #[inline(always)]
-fn rows_gradients<C: Real, S: Simd, const R: usize>(
+fn rows_gradients<T: Storage, S: Simd, const R: usize, const STREAMED: bool>(
     simd: S,
-    dy: &[C],
-    x: &[C],
-    rstd: &[C],
-    extra: Option<&[C]>,
-    dx: &mut [C],
-    weight: &[C],
-    sum: &mut [C],
+    rows: Rows<'_, T>,
+    sum: &mut [T::Compute],
 ) {
+    let Rows { dy, x, weight, rstd, extra, dx } = rows;
     let cols = weight.len();
-    let dy: [&[C]; R] = std::array::from_fn(|k| &dy[k * cols..(k + 1) * cols]);
-    let x: [&[C]; R] = std::array::from_fn(|k| &x[k * cols..(k + 1) * cols]);
-    let extra: Option<[&[C]; R]> = extra.map(|extra| std::array::from_fn(|k| &extra[k * cols..(k + 1) * cols]));
-    let mut factors = [(C::splat(simd, C::default()), C::splat(simd, C::default())); R];
-    for k in 0..R {
-        let dot = weighted_dot::<C, S>(simd, dy[k], weight, x[k]);
-        let s = rstd[k] * rstd[k] * rstd[k] / C::from_f64(cols as f64) * dot;
-        factors[k] = (C::splat(simd, rstd[k]), C::splat(simd, s));
-    }
-    let mut later = dx;
-    let mut dx: [&mut [C]; R] = std::array::from_fn(|_| {
-        let (row, rest) = std::mem::take(&mut later).split_at_mut(cols);
-        later = rest;
-        row
-    });
-
-    let (w, w_rest) = C::vectors::<S>(weight);
-    let (sums, sum_rest) = C::vectors_mut::<S>(sum);
-    let (dy_v, x_v) = (dy.map(|row| &C::vectors::<S>(row).0[..w.len()]), x.map(|row| &C::vectors::<S>(row).0[..w.len()]));
-    let extra_v = extra.map(|extra| extra.map(|row| &C::vectors::<S>(row).0[..w.len()]));
-    let dx_v = dx.each_mut().map(|row| &mut C::vectors_mut::<S>(row).0[..w.len()]);
-    for (j, (w, sum)) in w.iter().zip(sums).enumerate() {
-        for k in 0..R {
-            let extra = extra_v.map(|extra| extra[k][j]);
-            let out = &mut dx_v[k][j];
-            (*out, *sum) = entry::<C, S>(simd, dy_v[k][j], x_v[k][j], *w, factors[k], extra, *sum);
+    let lanes = T::Compute::lanes::<S>();
+    let zero = T::Compute::splat(simd, T::Compute::default());
+    let mut factors = [(zero, zero); R];
+    let (mut dy_rows, mut x_rows, mut extra_rows) = ([&[][..]; R], [&[][..]; R], [&[][..]; R]);
+    let mut dx_rows: [&mut [T]; R] = std::array::from_fn(|_| &mut [][..]);
+    for (k, dx) in dx.chunks_exact_mut(cols).take(R).enumerate() {
+        let at = k * cols..(k + 1) * cols;
+        (dy_rows[k], x_rows[k], dx_rows[k]) = (&dy[at.clone()], &x[at.clone()], dx);
+        if let Some(extra) = extra {
+            extra_rows[k] = &extra[at];
         }
+        let dot = weighted_dot(simd, dy_rows[k], weight, x_rows[k]);
+        let s = rstd[k] * rstd[k] * rstd[k] / T::Compute::from_f64(cols as f64) * dot;
+        factors[k] = (T::Compute::splat(simd, rstd[k]), T::Compute::splat(simd, s));
     }
-    if !w_rest.is_empty() {
-        let from = cols - w_rest.len();
-        let load = |row: &[C]| C::load_part(simd, &row[from..]);
-        let w = C::load_part(simd, w_rest);
-        let mut sum = C::load_part(simd, sum_rest);
+    let mut first = 0;
+    while first + lanes <= cols {
+        let at = first..first + lanes;
+        let w = T::Compute::load(simd, &weight[at.clone()]);
+        let mut total = T::Compute::load(simd, &sum[at.clone()]);
         for k in 0..R {
-            let extra = extra.map(|extra| load(extra[k]));
-            let out;
-            (out, sum) = entry::<C, S>(simd, load(dy[k]), load(x[k]), w, factors[k], extra, sum);
-            C::store_part(simd, &mut dx[k][from..], out);
+            let dy = T::Compute::load(simd, &dy_rows[k][at.clone()]);
+            let x = T::Compute::load(simd, &x_rows[k][at.clone()]);
+            let (mut dx, term) = entry::<T::Compute, S>(simd, dy, x, w, factors[k]);
+            if extra.is_some() {
+                dx = T::Compute::vadd(simd, dx, T::Compute::load(simd, &extra_rows[k][at.clone()]));
+            }
+            total = T::Compute::vadd(simd, total, term);
+            if STREAMED {
+                stream::store::<T::Compute, S, T>(simd, dx, &mut dx_rows[k][at.clone()]);
+            } else {
+                T::Compute::store(simd, dx, &mut dx_rows[k][at.clone()]);
+            }
         }
-        C::store_part(simd, sum_rest, sum);
+        T::Compute::store(simd, total, &mut sum[at]);
+        first += lanes;
+    }
+    if first < cols {
+        let w = T::Compute::load_part(simd, &weight[first..]);
+        let mut total = T::Compute::load_part(simd, &sum[first..]);
+        for k in 0..R {
+            let dy = T::Compute::load_part(simd, &dy_rows[k][first..]);
+            let x = T::Compute::load_part(simd, &x_rows[k][first..]);
+            let (mut dx, term) = entry::<T::Compute, S>(simd, dy, x, w, factors[k]);
+            if extra.is_some() {
+                dx = T::Compute::vadd(simd, dx, T::Compute::load_part(simd, &extra_rows[k][first..]));
+            }
+            total = T::Compute::vadd(simd, total, term);
+            T::Compute::store_part(simd, dx, &mut dx_rows[k][first..]);
+        }
+        T::Compute::store_part(simd, total, &mut sum[first..]);
     }
 }
 
-/// dx = r dy w - x s (+ extra), and `sum` + dy x r.
+/// dx = r dy w - x s, and dy x r.
 #[inline(always)]
 fn entry<C: Real, S: Simd>(
     simd: S,
@@ -442,15 +396,9 @@ fn entry<C: Real, S: Simd>(
     x: C::Vector<S>,
     w: C::Vector<S>,
     (r, s): (C::Vector<S>, C::Vector<S>),
-    extra: Option<C::Vector<S>>,
-    sum: C::Vector<S>,
 ) -> (C::Vector<S>, C::Vector<S>) {
     let scaled = C::vmul(simd, dy, r);
-    let mut dx = C::neg_mul_add(simd, x, s, C::vmul(simd, scaled, w));
-    if let Some(extra) = extra {
-        dx = C::vadd(simd, dx, extra);
-    }
-    (dx, C::mul_add(simd, scaled, x, sum))
+    (C::neg_mul_add(simd, x, s, C::vmul(simd, scaled, w)), C::vmul(simd, scaled, x))
 }
 
 /// Columns of the weight gradient, from `first` on: four sums over the partial ones, then those.

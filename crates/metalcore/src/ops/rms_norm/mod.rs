@@ -22,6 +22,8 @@
 pub mod cpu;
 mod gpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use gpu::units;
 

@@ -1,11 +1,11 @@
-//! The oracle of RMS norm: the formulas in float64, row by row.
+//! The oracle of RMS norm: the formulas in float64, row by row, with sums that hardly round.
 
 /// y and r = 1 / sqrt(mean(x^2) + eps) of each row.
 pub fn forward(x: &[f64], weight: Option<&[f64]>, cols: usize, eps: f64) -> (Vec<f64>, Vec<f64>) {
     let mut y = Vec::with_capacity(x.len());
     let mut rstd = Vec::with_capacity(x.len() / cols.max(1));
     for row in x.chunks_exact(cols.max(1)) {
-        let mean = row.iter().map(|x| x * x).sum::<f64>() / cols as f64;
+        let mean = sum(row.iter().map(|x| x * x)) / cols as f64;
         let r = 1.0 / (mean + eps).sqrt();
         y.extend(row.iter().enumerate().map(|(j, x)| x * r * weight.map_or(1.0, |w| w[j])));
         rstd.push(r);
@@ -33,7 +33,7 @@ pub fn backward(dy: &[f64], x: &[f64], weight: Option<&[f64]>, rstd: &[f64], col
     for ((dy, x), r) in rows.zip(rstd) {
         let h: Vec<f64> = dy.iter().enumerate().map(|(j, dy)| dy * weight.map_or(1.0, |w| w[j])).collect();
         let factor = r.powi(3) / cols as f64;
-        let dot: f64 = h.iter().zip(x).map(|(h, x)| h * x).sum();
+        let dot = sum(h.iter().zip(x).map(|(h, x)| h * x));
         let dot_scale: f64 = h.iter().zip(x).map(|(h, x)| (h * x).abs()).sum();
         for j in 0..cols {
             dx.push(r * h[j] - x[j] * factor * dot);
@@ -43,4 +43,14 @@ pub fn backward(dy: &[f64], x: &[f64], weight: Option<&[f64]>, rstd: &[f64], col
         }
     }
     Gradients { dx, dx_scale, dw, dw_scale }
+}
+
+/// A sum whose rounding errors are summed too (Neumaier): float64 results are checked against it.
+fn sum(terms: impl Iterator<Item = f64>) -> f64 {
+    let (total, lost) = terms.fold((0.0f64, 0.0f64), |(total, lost), term| {
+        let next = total + term;
+        let rounded = if total.abs() >= term.abs() { (total - next) + term } else { (term - next) + total };
+        (next, lost + rounded)
+    });
+    total + lost
 }

@@ -1,15 +1,30 @@
 //! Stored elements and their conversion to and from the types that are computed in.
+//!
+//! The conversions are arithmetic on bits, element by element: the compiler makes vectors of them inside a kernel. Only
+//! float16 has instructions worth a special case, on AVX-512.
 
-use super::Real;
+use super::{Real, Simd};
 use crate::dtype::Element;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+use {pulp::bytemuck::cast, pulp::x86::V4, std::any::Any};
 
-/// An element as stored: it is widened to [`Storage::Compute`], computed with, and rounded once.
-/// The conversions take slices of equal length; they are as wide as the kernel that they are called from.
+/// An element as stored: it is widened to [`Storage::Compute`], computed with, and rounded once, to nearest even.
 pub trait Storage: Element {
     /// Type of sums and products: float64 for float64, else float32.
     type Compute: Real;
+
+    /// Nearest float32.
+    fn to_f32(self) -> f32;
+    /// Exact value.
+    #[inline(always)]
+    fn exact(self) -> f64 {
+        f64::from(self.to_f32())
+    }
+    /// Rounds.
+    fn from_f32(value: f32) -> Self;
+    /// Rounds once, unlike [`Element::from_f64`] of the half types on some processors.
+    fn round_f64(value: f64) -> Self;
     /// The values themselves, if they are float32.
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
         None
@@ -18,78 +33,108 @@ pub trait Storage: Element {
     fn as_f64(_values: &[Self]) -> Option<&[f64]> {
         None
     }
-    /// The values themselves in the compute type, to be written, if they are stored so.
-    fn as_compute_mut(_values: &mut [Self]) -> Option<&mut [Self::Compute]> {
-        None
+    /// A register of values, from at least as many.
+    #[inline(always)]
+    fn load_f32<S: Simd>(_simd: S, values: &[Self]) -> S::f32s {
+        let mut wide = [0.0; MOST_F32_LANES];
+        for lane in 0..S::F32_LANES {
+            wide[lane] = values[lane].to_f32();
+        }
+        S::as_simd_f32s(&wide[..S::F32_LANES]).0[0]
     }
-    /// Nearest float32 values.
-    fn widen_f32(values: &[Self], wide: &mut [f32]);
-    /// Exact float64 values.
-    fn widen_f64(values: &[Self], wide: &mut [f64]);
-    /// Nearest values, ties to even.
-    fn narrow_f32(wide: &[f32], values: &mut [Self]);
-    /// Nearest values, ties to even.
-    fn narrow_f64(wide: &[f64], values: &mut [Self]);
+    /// A register of values, to at least as many places.
+    #[inline(always)]
+    fn store_f32<S: Simd>(_simd: S, vector: S::f32s, values: &mut [Self]) {
+        let mut wide = [0.0; MOST_F32_LANES];
+        S::as_mut_simd_f32s(&mut wide[..S::F32_LANES]).0[0] = vector;
+        for lane in 0..S::F32_LANES {
+            values[lane] = Self::from_f32(wide[lane]);
+        }
+    }
+    /// A register of values, from at least as many.
+    #[inline(always)]
+    fn load_f64<S: Simd>(_simd: S, values: &[Self]) -> S::f64s {
+        let mut wide = [0.0; MOST_F64_LANES];
+        for lane in 0..S::F64_LANES {
+            wide[lane] = values[lane].exact();
+        }
+        S::as_simd_f64s(&wide[..S::F64_LANES]).0[0]
+    }
+    /// A register of values, to at least as many places.
+    #[inline(always)]
+    fn store_f64<S: Simd>(_simd: S, vector: S::f64s, values: &mut [Self]) {
+        let mut wide = [0.0; MOST_F64_LANES];
+        S::as_mut_simd_f64s(&mut wide[..S::F64_LANES]).0[0] = vector;
+        for lane in 0..S::F64_LANES {
+            values[lane] = Self::round_f64(wide[lane]);
+        }
+    }
 }
 
-/// Element by element. Inlined, so that a kernel's copy of it is compiled for the vectors the kernel runs with.
-#[inline(always)]
-fn convert<A: Copy, B>(from: &[A], to: &mut [B], element: impl Fn(A) -> B) {
-    assert_eq!(from.len(), to.len());
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = element(*from);
-    }
-}
+/// Lanes of the widest register.
+const MOST_F32_LANES: usize = 16;
+/// Lanes of the widest register.
+const MOST_F64_LANES: usize = 8;
 
 impl Storage for f32 {
     type Compute = f32;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> f32 {
+        value
+    }
+    #[inline(always)]
+    fn round_f64(value: f64) -> f32 {
+        value as f32
+    }
+    #[inline(always)]
     fn as_f32(values: &[f32]) -> Option<&[f32]> {
         Some(values)
     }
-    fn as_compute_mut(values: &mut [f32]) -> Option<&mut [f32]> {
-        Some(values)
+    #[inline(always)]
+    fn load_f32<S: Simd>(_simd: S, values: &[f32]) -> S::f32s {
+        S::as_simd_f32s(&values[..S::F32_LANES]).0[0]
     }
     #[inline(always)]
-    fn widen_f32(values: &[f32], wide: &mut [f32]) {
-        wide.copy_from_slice(values);
-    }
-    #[inline(always)]
-    fn widen_f64(values: &[f32], wide: &mut [f64]) {
-        convert(values, wide, f64::from);
-    }
-    #[inline(always)]
-    fn narrow_f32(wide: &[f32], values: &mut [f32]) {
-        values.copy_from_slice(wide);
-    }
-    #[inline(always)]
-    fn narrow_f64(wide: &[f64], values: &mut [f32]) {
-        convert(wide, values, |wide| wide as f32);
+    fn store_f32<S: Simd>(_simd: S, vector: S::f32s, values: &mut [f32]) {
+        S::as_mut_simd_f32s(&mut values[..S::F32_LANES]).0[0] = vector;
     }
 }
 
 impl Storage for f64 {
     type Compute = f64;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+    #[inline(always)]
+    fn exact(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> f64 {
+        f64::from(value)
+    }
+    #[inline(always)]
+    fn round_f64(value: f64) -> f64 {
+        value
+    }
+    #[inline(always)]
     fn as_f64(values: &[f64]) -> Option<&[f64]> {
         Some(values)
     }
-    fn as_compute_mut(values: &mut [f64]) -> Option<&mut [f64]> {
-        Some(values)
+    #[inline(always)]
+    fn load_f64<S: Simd>(_simd: S, values: &[f64]) -> S::f64s {
+        S::as_simd_f64s(&values[..S::F64_LANES]).0[0]
     }
     #[inline(always)]
-    fn widen_f32(values: &[f64], wide: &mut [f32]) {
-        convert(values, wide, |value| value as f32);
-    }
-    #[inline(always)]
-    fn widen_f64(values: &[f64], wide: &mut [f64]) {
-        wide.copy_from_slice(values);
-    }
-    #[inline(always)]
-    fn narrow_f32(wide: &[f32], values: &mut [f64]) {
-        convert(wide, values, f64::from);
-    }
-    #[inline(always)]
-    fn narrow_f64(wide: &[f64], values: &mut [f64]) {
-        values.copy_from_slice(wide);
+    fn store_f64<S: Simd>(_simd: S, vector: S::f64s, values: &mut [f64]) {
+        S::as_mut_simd_f64s(&mut values[..S::F64_LANES]).0[0] = vector;
     }
 }
 
@@ -103,191 +148,146 @@ fn f32_rounded_to_odd(wide: f64) -> f32 {
     f32::from_bits(truncated | u32::from(f64::from(nearest) != wide))
 }
 
-/// The upper half of a float32, rounded to nearest even; a NaN stays one.
-#[inline(always)]
-fn bf16_from_f32(wide: f32) -> bf16 {
-    let bits = wide.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    let quiet = bits >> 16 | 0x40;
-    bf16::from_bits(if wide.is_nan() { quiet } else { rounded } as u16)
-}
-
 impl Storage for bf16 {
     type Compute = f32;
+
     #[inline(always)]
-    fn widen_f32(values: &[bf16], wide: &mut [f32]) {
-        convert(values, wide, |value| f32::from_bits(u32::from(value.to_bits()) << 16));
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
     #[inline(always)]
-    fn widen_f64(values: &[bf16], wide: &mut [f64]) {
-        convert(values, wide, |value| f64::from(f32::from_bits(u32::from(value.to_bits()) << 16)));
+    fn from_f32(value: f32) -> bf16 {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
     }
     #[inline(always)]
-    fn narrow_f32(wide: &[f32], values: &mut [bf16]) {
-        convert(wide, values, bf16_from_f32);
-    }
-    #[inline(always)]
-    fn narrow_f64(wide: &[f64], values: &mut [bf16]) {
-        convert(wide, values, |wide| bf16_from_f32(f32_rounded_to_odd(wide)));
+    fn round_f64(value: f64) -> bf16 {
+        bf16::from_f32(f32_rounded_to_odd(value))
     }
 }
 
 impl Storage for f16 {
     type Compute = f32;
+
     #[inline(always)]
-    fn widen_f32(values: &[f16], wide: &mut [f32]) {
-        assert_eq!(values.len(), wide.len());
-        let done = x86::widen(values, wide);
-        values[done..].convert_to_f32_slice(&mut wide[done..]);
+    fn to_f32(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7fff) << 13;
+        // The exponent's bias grows by 112; that of infinity and NaN by 224.
+        let normal = magnitude + (112 << 23) + if magnitude >= 0x7c00 << 13 { 112 << 23 } else { 0 };
+        // A subnormal is its bits times 2^-24: made as the difference of two normal numbers.
+        let subnormal = f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23);
+        let wide = if magnitude < 0x400 << 13 { subnormal.to_bits() } else { normal };
+        f32::from_bits(wide | (bits & 0x8000) << 16)
     }
     #[inline(always)]
-    fn widen_f64(values: &[f16], wide: &mut [f64]) {
-        convert(values, wide, f16::to_f64);
+    fn from_f32(value: f32) -> f16 {
+        let sign = value.to_bits() & 0x8000_0000;
+        let bits = value.to_bits() ^ sign;
+        // Adding 1/2 leaves 2^-24 as the last bit: the sum rounds as a subnormal should.
+        let subnormal = (f32::from_bits(bits) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+        let normal = bits.wrapping_sub(112 << 23).wrapping_add(0xfff + (bits >> 13 & 1)) >> 13;
+        let not_finite = if bits > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        let finite = if bits < 113 << 23 { subnormal } else { normal };
+        let narrow = if bits >= 143 << 23 { not_finite } else { finite };
+        f16::from_bits((narrow | sign >> 16) as u16)
     }
     #[inline(always)]
-    fn narrow_f32(wide: &[f32], values: &mut [f16]) {
-        assert_eq!(wide.len(), values.len());
-        let done = x86::narrow(wide, values);
-        values[done..].convert_from_f32_slice(&wide[done..]);
+    fn round_f64(value: f64) -> f16 {
+        <f16 as Storage>::from_f32(f32_rounded_to_odd(value))
     }
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn narrow_f64(wide: &[f64], values: &mut [f16]) {
-        convert(wide, values, |wide| f16::from_f32(f32_rounded_to_odd(wide)));
+    fn load_f32<S: Simd>(simd: S, values: &[f16]) -> S::f32s {
+        if let Some(v4) = (&simd as &dyn Any).downcast_ref::<V4>() {
+            let mut bits = [0; 16];
+            for lane in 0..16 {
+                bits[lane] = values[lane].to_bits();
+            }
+            return cast(v4.avx512f._mm512_cvtph_ps(cast(bits)));
+        }
+        let mut wide = [0.0; MOST_F32_LANES];
+        for lane in 0..S::F32_LANES {
+            wide[lane] = values[lane].to_f32();
+        }
+        S::as_simd_f32s(&wide[..S::F32_LANES]).0[0]
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn store_f32<S: Simd>(simd: S, vector: S::f32s, values: &mut [f16]) {
+        if let Some(v4) = (&simd as &dyn Any).downcast_ref::<V4>() {
+            let bits: [u16; 16] = cast(v4.avx512f._mm512_cvtps_ph::<NEAREST_EVEN>(cast(vector)));
+            for lane in 0..16 {
+                values[lane] = f16::from_bits(bits[lane]);
+            }
+            return;
+        }
+        let mut wide = [0.0; MOST_F32_LANES];
+        S::as_mut_simd_f32s(&mut wide[..S::F32_LANES]).0[0] = vector;
+        for lane in 0..S::F32_LANES {
+            values[lane] = <f16 as Storage>::from_f32(wide[lane]);
+        }
     }
 }
-
-/// The processor's own conversions of float16, for as many leading elements as they take.
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use half::f16;
-    use std::arch::x86_64::{
-        __m128i, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm_storeu_si128, _mm256_cvtph_ps, _mm256_cvtps_ph,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps, _mm256_storeu_si256, _mm512_cvtph_ps, _mm512_cvtps_ph,
-        _mm512_loadu_ps, _mm512_storeu_ps,
-    };
-
-    pub fn widen(values: &[f16], wide: &mut [f32]) -> usize {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has AVX-512.
-            unsafe { widen_16(values, wide) }
-        } else if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") {
-            // SAFETY: the processor has both.
-            unsafe { widen_8(values, wide) }
-        } else {
-            0
-        }
-    }
-
-    pub fn narrow(wide: &[f32], values: &mut [f16]) -> usize {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has AVX-512.
-            unsafe { narrow_16(wide, values) }
-        } else if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") {
-            // SAFETY: the processor has both.
-            unsafe { narrow_8(wide, values) }
-        } else {
-            0
-        }
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn widen_16(values: &[f16], wide: &mut [f32]) -> usize {
-        let (values, wide) = (values.as_chunks::<16>().0, wide.as_chunks_mut::<16>().0);
-        for (value, wide) in values.iter().zip(wide) {
-            // SAFETY: both chunks are 16 elements long; no alignment is asked for.
-            unsafe {
-                let half = _mm256_loadu_si256(value.as_ptr().cast::<__m256i>());
-                _mm512_storeu_ps(wide.as_mut_ptr(), _mm512_cvtph_ps(half));
-            }
-        }
-        values.len() * 16
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn narrow_16(wide: &[f32], values: &mut [f16]) -> usize {
-        let (wide, values) = (wide.as_chunks::<16>().0, values.as_chunks_mut::<16>().0);
-        for (wide, value) in wide.iter().zip(values) {
-            // SAFETY: both chunks are 16 elements long; no alignment is asked for.
-            unsafe {
-                let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(wide.as_ptr()));
-                _mm256_storeu_si256(value.as_mut_ptr().cast::<__m256i>(), half);
-            }
-        }
-        wide.len() * 16
-    }
-
-    #[target_feature(enable = "avx,f16c")]
-    fn widen_8(values: &[f16], wide: &mut [f32]) -> usize {
-        let (values, wide) = (values.as_chunks::<8>().0, wide.as_chunks_mut::<8>().0);
-        for (value, wide) in values.iter().zip(wide) {
-            // SAFETY: both chunks are 8 elements long; no alignment is asked for.
-            unsafe {
-                let half = _mm_loadu_si128(value.as_ptr().cast::<__m128i>());
-                _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(half));
-            }
-        }
-        values.len() * 8
-    }
-
-    #[target_feature(enable = "avx,f16c")]
-    fn narrow_8(wide: &[f32], values: &mut [f16]) -> usize {
-        let (wide, values) = (wide.as_chunks::<8>().0, values.as_chunks_mut::<8>().0);
-        for (wide, value) in wide.iter().zip(values) {
-            // SAFETY: both chunks are 8 elements long; no alignment is asked for.
-            unsafe {
-                let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(wide.as_ptr()));
-                _mm_storeu_si128(value.as_mut_ptr().cast::<__m128i>(), half);
-            }
-        }
-        wide.len() * 8
-    }
-}
-/// Elsewhere the library's conversion does all of it.
-#[cfg(not(target_arch = "x86_64"))]
-mod x86 {
-    use half::f16;
-
-    pub fn widen(_values: &[f16], _wide: &mut [f32]) -> usize {
-        0
-    }
-    pub fn narrow(_wide: &[f32], _values: &mut [f16]) -> usize {
-        0
-    }
-}
+const NEAREST_EVEN: i32 = std::arch::x86_64::_MM_FROUND_TO_NEAREST_INT;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::cpu::simd::{WithSimd, dispatch};
+
+    /// Rounds values of C to H and widens them again, by registers and one by one.
+    struct RoundTrip<'a, C, H>(&'a [C], &'a mut [H], &'a mut [C]);
+    impl<C: Real, H: Storage> WithSimd for RoundTrip<'_, C, H> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let RoundTrip(wide, narrow, back) = self;
+            let lanes = C::lanes::<S>();
+            for ((wide, narrow), back) in wide.chunks(lanes).zip(narrow.chunks_mut(lanes)).zip(back.chunks_mut(lanes)) {
+                if wide.len() == lanes {
+                    C::store(simd, C::load(simd, wide), narrow);
+                    C::store(simd, C::load(simd, narrow), back);
+                } else {
+                    C::store_part(simd, C::load_part(simd, wide), narrow);
+                    C::store_part(simd, C::load_part(simd, narrow), back);
+                }
+            }
+        }
+    }
+
+    fn round_trip<C: Real, H: Storage>(wide: &[C]) -> Vec<C> {
+        let mut narrow = vec![H::from_f64(0.0); wide.len()];
+        let mut back = vec![C::default(); wide.len()];
+        dispatch(RoundTrip(wide, &mut narrow, &mut back));
+        let one_by_one: Vec<H> = wide.iter().map(|wide| wide.put()).collect();
+        let same = |(a, b): (&H, &H)| a.to_f64().to_bits() == b.to_f64().to_bits() || a.to_f64().is_nan() && b.to_f64().is_nan();
+        assert!(narrow.iter().zip(&one_by_one).all(same));
+        back
+    }
 
     /// Every finite value of a half type, and points between neighbours: just below, at and just above the middle.
-    fn check_rounding<H: Storage<Compute = f32>>(from_bits: impl Fn(u16) -> H, largest: u16) {
+    fn check_rounding<H: Storage>(from_bits: impl Fn(u16) -> H, largest: u16) {
         let value = |bits: u16| from_bits(bits).to_f64();
         let mut wide = Vec::new();
         let mut expected = Vec::new();
         for bits in 0..largest {
             let (low, high) = (value(bits), value(bits + 1));
-            let middle = (low + high) / 2.0;
+            let (middle, little) = ((low + high) / 2.0, (high - low) * 1e-10);
             let even = if bits % 2 == 0 { bits } else { bits + 1 };
-            let points = [(low, bits), (middle - (high - low) * 1e-10, bits), (middle, even), (middle + (high - low) * 1e-10, bits + 1)];
-            for (point, rounded) in points {
+            for (point, rounded) in [(low, bits), (middle - little, bits), (middle, even), (middle + little, bits + 1)] {
                 wide.extend([point, -point]);
                 expected.extend([value(rounded), -value(rounded)]);
             }
         }
-        let mut narrow = vec![from_bits(0); wide.len()];
-        H::narrow_f64(&wide, &mut narrow);
-        let mut back = vec![0.0; wide.len()];
-        H::widen_f64(&narrow, &mut back);
-        assert_eq!(back, expected);
-
-        // From float32 the same, where the point is one.
+        assert_eq!(round_trip::<f64, H>(&wide), expected);
         let exact: Vec<usize> = (0..wide.len()).filter(|i| f64::from(wide[*i] as f32) == wide[*i]).collect();
         let singles: Vec<f32> = exact.iter().map(|i| wide[*i] as f32).collect();
-        let mut narrow = vec![from_bits(0); singles.len()];
-        H::narrow_f32(&singles, &mut narrow);
-        let mut back = vec![0.0f32; singles.len()];
-        H::widen_f32(&narrow, &mut back);
-        assert!(exact.iter().zip(back).all(|(i, back)| f64::from(back) == expected[*i]));
+        let back = round_trip::<f32, H>(&singles);
+        assert!(exact.iter().zip(back).all(|(i, back)| f64::from(back).to_bits() == expected[*i].to_bits()));
     }
 
     #[test]
@@ -298,17 +298,15 @@ mod tests {
 
     #[test]
     fn overflow_gives_infinity_and_nan_stays_nan() {
-        fn check<H: Storage<Compute = f32>>() {
+        fn check<H: Storage>() {
             for length in [1, 7, 8, 16, 19, 33] {
-                let mut narrow = vec![H::from_f64(0.0); length];
-                H::narrow_f32(&vec![f32::MAX; length], &mut narrow);
-                assert!(narrow.iter().all(|value| value.to_f64() == f64::INFINITY));
-                H::narrow_f32(&vec![f32::from_bits(0xffff_ffff); length], &mut narrow);
-                assert!(narrow.iter().all(|value| value.to_f64().is_nan()));
-                H::narrow_f64(&vec![-1e300; length], &mut narrow);
-                assert!(narrow.iter().all(|value| value.to_f64() == f64::NEG_INFINITY));
-                H::narrow_f64(&vec![f64::NAN; length], &mut narrow);
-                assert!(narrow.iter().all(|value| value.to_f64().is_nan()));
+                assert!(round_trip::<f32, H>(&vec![f32::MAX; length]).iter().all(|value| *value == f32::INFINITY));
+                let negative = round_trip::<f32, H>(&vec![f32::NEG_INFINITY; length]);
+                assert!(negative.iter().all(|value| *value == f32::NEG_INFINITY));
+                let nan = f32::from_bits(0xffff_ffff);
+                assert!(round_trip::<f32, H>(&vec![nan; length]).iter().all(|value| value.is_nan()));
+                assert!(round_trip::<f64, H>(&vec![-1e300; length]).iter().all(|value| *value == f64::NEG_INFINITY));
+                assert!(round_trip::<f64, H>(&vec![f64::NAN; length]).iter().all(|value| value.is_nan()));
             }
         }
         check::<f16>();

@@ -1,0 +1,155 @@
+"""What rms_norm and adamw should give, with the bounds of the accuracy contract: plain formulas in float64 (long double for
+float64 tensors) on the values as they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Iterable
+
+import numpy as np
+import torch
+from support import Unchanged, assert_within, exact, gamma, normal, rho, working_roundoff
+from torch import Tensor
+
+
+@dataclass
+class Bounded:
+    """Exact values, and how far a result may be from them."""
+
+    value: np.ndarray
+    bound: np.ndarray
+
+
+# --- rms_norm -------------------------------------------------------------------------------------
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """What eps=None means."""
+    return 2.0**-52 if dtype == torch.float64 else 2.0**-23
+
+
+def _rows(tensor: Tensor | None, width: int) -> np.ndarray:
+    return np.float64(1) if tensor is None else exact(tensor).reshape(-1, width)
+
+
+def rms_norm(x: Tensor, width: int, weight: Tensor | None, eps: float) -> Bounded:
+    """y over rows of ``width`` elements."""
+    rows = _rows(x, width)
+    r = 1 / np.sqrt((rows * rows).mean(-1, keepdims=True) + eps)
+    y = (rows * r * _rows(weight, width)).reshape(tuple(x.shape))
+    return Bounded(y, (rho(x.dtype) + gamma(width, x.dtype)) * np.abs(y))
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, width: int, weight: Tensor | None, eps: float, d_sum: Tensor | None = None
+) -> tuple[Bounded, Bounded]:
+    """dx and dw; with ``d_sum`` the gradient of the residual form, to which it is added."""
+    rows, g = _rows(x, width), _rows(dy, width)
+    r = 1 / np.sqrt((rows * rows).mean(-1, keepdims=True) + eps)
+    h = g * _rows(weight, width)
+    pull = rows * (r**3 / width)
+    dx = r * h - pull * (h * rows).sum(-1, keepdims=True)
+    growth = gamma(width, x.dtype)
+    bound = 2 * growth * (r * np.abs(h) + np.abs(pull) * np.abs(h * rows).sum(-1, keepdims=True))
+    if d_sum is not None:
+        dx = dx + _rows(d_sum, width)
+        bound = bound + working_roundoff(x.dtype) * np.abs(dx)
+    bound = bound + rho(x.dtype) * np.abs(dx)
+    terms = g * rows * r
+    dw = terms.sum(0)
+    out = x.dtype if weight is None else weight.dtype
+    spread = rho(out) * np.abs(dw) + 2 * gamma(len(rows), x.dtype) * np.abs(terms).sum(0)
+    shape = tuple(x.shape)
+    weight_shape = (width,) if weight is None else tuple(weight.shape)
+    return Bounded(dx.reshape(shape), bound.reshape(shape)), Bounded(dw.reshape(weight_shape), spread.reshape(weight_shape))
+
+
+# --- adamw ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Snapshot:
+    """A parameter, its gradient and its state as they are stored before a step."""
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor
+    step: float
+
+
+def snapshot(optimizer: torch.optim.Optimizer, param: Tensor) -> Snapshot:
+    """Copies of what the next step of ``param`` starts from; state that is not there yet is zero."""
+    state = optimizer.state.get(param, {})
+    wide = torch.float64 if param.dtype == torch.float64 else torch.float32
+    zero = torch.zeros_like(param, dtype=wide)
+    moments = [state.get(name, zero).detach().clone() for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")]
+    return Snapshot(param.detach().clone(), param.grad.detach().clone(), *moments, float(state.get("step", 0.0)))
+
+
+def adamw(before: Snapshot, group: dict[str, Any], grad_scale: float = 1.0) -> dict[str, Bounded]:
+    """The parameter and its state after one step with the options of ``group``.
+
+    The size of a step is taken with the magnitudes of the two terms of the first moment, so that where they cancel the
+    parameter keeps the error that the moment is allowed.
+    """
+    dtype, t = before.param.dtype, before.step + 1
+    w = working_roundoff(dtype)
+    number = np.longdouble if dtype == torch.float64 else np.float64
+    p, g, m, v, largest = (
+        exact(x).astype(number) for x in (before.param, before.grad, before.exp_avg, before.exp_avg_sq, before.max_exp_avg_sq)
+    )
+    lr, beta1, beta2, eps, decay = (number(float(x)) for x in (group["lr"], *group["betas"], group["eps"], group["weight_decay"]))
+    g = (-g if group["maximize"] else g) / number(grad_scale)
+    first, second = beta1 * m, (1 - beta1) * g
+    m_new, m_size = first + second, np.abs(first) + np.abs(second)
+    v_new = beta2 * v + (1 - beta2) * g * g
+    root = np.maximum(largest, v_new) if group["amsgrad"] else v_new
+    scale = lr / (1 - beta1**t) / (np.sqrt(root) / np.sqrt(1 - beta2**t) + eps)
+    p_new = p * (1 - lr * decay) - scale * m_new
+    found = {
+        "param": Bounded(p_new, rho(dtype) * np.abs(p_new) + 8 * w * (np.abs(p) + scale * m_size)),
+        "exp_avg": Bounded(m_new, 4 * w * m_size),
+        "exp_avg_sq": Bounded(v_new, 4 * w * v_new),
+    }
+    if group["amsgrad"]:
+        found["max_exp_avg_sq"] = Bounded(root, 4 * w * root)
+    return found
+
+
+def set_grad(param: Tensor, grad: Tensor) -> None:
+    """Gives ``param`` this gradient, whatever its dtype."""
+    param.grad = None
+    if hasattr(param, "grad_dtype"):
+        param.grad_dtype = grad.dtype
+    elif grad.dtype != param.dtype:  # torch before 2.10
+        param.grad = torch.zeros_like(param)
+        param.grad.data = grad
+        return
+    param.grad = grad
+
+
+def give_grads(params: Iterable[Tensor], dtype: torch.dtype | None = None, scale: float = 1.0) -> None:
+    """Gives every parameter a new normal gradient of its shape."""
+    for p in params:
+        set_grad(p, normal(*p.shape, device=p.device, dtype=dtype or p.dtype, scale=scale))
+
+
+def assert_step(optimizer: torch.optim.Optimizer, step: Callable[[], Any] | None = None, grad_scale: float = 1.0) -> Any:
+    """Takes a step of AdamW: every parameter with a gradient, its state and its count are what the state before it asks
+    for; gradients are not written to, and parameters without one are left alone with their state.
+    """
+    pairs = [(p, dict(group)) for group in optimizer.param_groups for p in group["params"]]
+    active = [(p, group, snapshot(optimizer, p)) for p, group in pairs if p.grad is not None]
+    rest = [p for p, _ in pairs if p.grad is None]
+    kept = [t for p in rest for t in (p, *(v for v in optimizer.state.get(p, {}).values() if isinstance(v, Tensor)))]
+    with Unchanged(*(p.grad for p, *_ in active), *kept):
+        result = (step or optimizer.step)()
+    for p, group, before in active:
+        state = optimizer.state[p]
+        assert state["step"].shape == () and state["step"].dtype == torch.float32 and float(state["step"]) == before.step + 1
+        for name, want in adamw(before, group, grad_scale).items():
+            assert_within(f"adamw {name}", p if name == "param" else state[name], want.value, want.bound, p.dtype)
+    return result
