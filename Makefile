@@ -33,8 +33,9 @@ demo: $(VENV)/.built ## Short benchmark and training demo on every device; write
 	exit $$status
 
 test: ## All tests on every device that is there; at the end a line for each device
+	@echo "Installing packages and compiling. The first time this takes minutes, and prints little."
 	@$(MAKE) --no-print-directory $(PARALLEL) $(VENV)/.built rust-tests
-	@$(MAKE) --no-print-directory $(PARALLEL) test-rust test-kernels test-mirror test-python test-emulated
+	@$(MAKE) --no-print-directory $(PARALLEL) --keep-going test-rust test-kernels test-mirror test-python test-emulated
 	@$(RUN) tests/summary.py
 
 test-nightly: test test-scaffold ## The same, and what takes longer: exhaustive tests, every bench once, the scaffold
@@ -85,7 +86,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 rust-tests:
 	cargo test --quiet $(CRATES) --features $(FEATURES) --no-run
 
-test-rust: rust-tests
+test-rust:
 	cargo test --quiet $(CRATES) --features $(FEATURES)
 
 test-kernels: $(VENV)/.built

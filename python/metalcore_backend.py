@@ -6,12 +6,11 @@ recording on and an input that requires it, RuntimeError names the public functi
 
 from typing import Any, Optional
 
-import torch
-from torch import Tensor
-
 import metalcore
+import torch
 from metalcore._errors import translate
 from metalcore._operators import check_tensors, needs_grad
+from torch import Tensor
 
 __all__ = ["fused_add_rmsnorm", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd"]
 

@@ -45,6 +45,7 @@ class _Bucket(NamedTuple):
     exp_avg_sqs: list
     max_exp_avg_sqs: list
     steps: Tensor
+    changed: list  # every tensor that a step writes to
     native: Any  # None on mps, where every launch is a Python call anyway
 
 
@@ -125,8 +126,6 @@ class MetalAdamW(torch.optim.AdamW):
     def _bucket(self, params: list, amsgrad: bool) -> _Bucket:
         """The state of ``params``, made where it is missing; steps become views of one tensor."""
         device, dtype = params[0].device, _state_dtype(params[0].dtype)
-        if params[0].dtype not in _FLOATS:
-            raise NotImplementedError(f"MetalAdamW: params: got dtype {params[0].dtype}, expected a real floating dtype")
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
         states = [self.state[p] for p in params]
         for p, state in zip(params, states):
@@ -147,15 +146,23 @@ class MetalAdamW(torch.optim.AdamW):
         native = None
         if metal_for(steps) is None:
             native = _native.AdamWGroup(params, states, *moments, steps, views, self.state)
-        return _Bucket(params, *moments, steps, native)
+        changed = [t for tensors in (params, *moments, views) for t in tensors]
+        return _Bucket(params, *moments, steps, changed, native)
 
-    def _scalars(self, group: dict, device: torch.device) -> tuple[list, dict]:
+    def _scalars(self, group: dict, device: torch.device, dtype: torch.dtype) -> tuple[list, dict]:
         """Tensors that are read on the device (lr, grad_scale, found_inf; None where absent), and numbers."""
-        tensors = [group["lr"], getattr(self, "grad_scale", None), getattr(self, "found_inf", None)]
-        tensors = [t.to(device=device, dtype=torch.float32) if isinstance(t, Tensor) else None for t in tensors]
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            if lr.device.type == "cpu":
+                lr = float(lr)  # nothing waits for it
+            else:
+                lr = lr.to(device=device, dtype=dtype).reshape(())
+        scalers = [getattr(self, "grad_scale", None), getattr(self, "found_inf", None)]
+        tensors = [lr if isinstance(lr, Tensor) else None]
+        tensors += [None if t is None else t.to(device=device, dtype=torch.float32) for t in scalers]
         beta1, beta2 = group["betas"]
         return tensors, {
-            "lr": 0.0 if tensors[0] is not None else group["lr"],
+            "lr": 0.0 if tensors[0] is not None else lr,
             "beta1": float(beta1),
             "beta2": float(beta2),
             "eps": group["eps"],
@@ -166,9 +173,10 @@ class MetalAdamW(torch.optim.AdamW):
     def _update(self, params: list, grads: list, group: dict) -> _Bucket:
         """The step of parameters of one device and dtype, with gradients of one dtype, of any layout."""
         bucket = self._bucket(params, group["amsgrad"])
-        tensors, scalars = self._scalars(group, bucket.steps.device)
+        tensors, scalars = self._scalars(group, bucket.steps.device, _state_dtype(params[0].dtype))
         lists = [params, grads, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.max_exp_avg_sqs]
         copies: list = []
+        lists[1] = [g.resolve_neg() for g in grads]
         if not all(t.is_contiguous() for l in lists for t in l):
             lists, copies = self._contiguous(lists)
         _native.adamw_(lists, bucket.steps, *tensors, scalars, metal_for(bucket.steps))
@@ -199,32 +207,33 @@ class MetalAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            slow = [i for i, group in enumerate(self.param_groups) if not self._step_again(i, group)]
             # Every gradient is looked at before anything is changed.
-            work = [(i, *self._sorted(self.param_groups[i])) for i in slow]
-            for index, pairs, complete in work:
-                group = self.param_groups[index]
+            plans = [self._again(i, group) or self._sorted(group) for i, group in enumerate(self.param_groups)]
+            for index, (group, plan) in enumerate(zip(self.param_groups, plans)):
+                if isinstance(plan, _native.AdamWStep):
+                    bucket = self._buckets[index]
+                    plan.run(*self._scalars(group, bucket.steps.device, bucket.exp_avgs[0].dtype))
+                    torch.autograd.graph.increment_version(bucket.changed)
+                    continue
+                self._buckets.pop(index, None)
+                pairs, complete = plan
                 for params, grads in pairs:
                     bucket = self._update(params, grads, group)
-                    torch.autograd.graph.increment_version(params)
+                    torch.autograd.graph.increment_version(bucket.changed)
                 if complete:
                     self._buckets[index] = bucket
         return loss
 
-    def _step_again(self, index: int, group: dict) -> bool:
-        """The step of a group whose parameters, gradients and state are those of the step before, without a loop in
-        Python; False: they are not, and nothing was done."""
+    def _again(self, index: int, group: dict) -> Any:
+        """The step of a group whose parameters, gradients and state are laid out as in the step before, found without a
+        loop in Python; else None."""
         bucket = self._buckets.get(index)
         if bucket is None or bucket.native is None or bool(bucket.max_exp_avg_sqs) != group["amsgrad"]:
-            return False
-        params = group["params"]
-        grads = [p.grad for p in params]
-        tensors, scalars = self._scalars(group, bucket.steps.device)
-        if not bucket.native.step(params, grads, self.state, tensors, scalars):
-            del self._buckets[index]
-            return False
-        torch.autograd.graph.increment_version(params)
-        return True
+            return None
+        grads = [p.grad for p in group["params"]]
+        if any([g is None or g.is_neg() for g in grads]):  # a lazily negated gradient is another number in memory
+            return None
+        return bucket.native.prepare(group["params"], grads, self.state)
 
     @staticmethod
     def _sorted(group: dict) -> tuple[list, bool]:
@@ -236,6 +245,9 @@ class MetalAdamW(torch.optim.AdamW):
                 continue
             if g.layout is not torch.strided:
                 raise NotImplementedError(f"MetalAdamW: grad: got layout {g.layout}, expected dense gradients")
+            for name, dtype in (("params", p.dtype), ("grad", g.dtype)):
+                if dtype not in _FLOATS:
+                    raise NotImplementedError(f"MetalAdamW: {name}: got dtype {dtype}, expected a real floating dtype")
             params, grads = pairs.setdefault((p.device, p.dtype, g.dtype), ([], []))
             params.append(p)
             grads.append(g)

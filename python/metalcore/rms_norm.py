@@ -52,7 +52,9 @@ def _(dy, d_residual_out, residual_out, weight, rstd, normalized):
     return residual_out.new_empty(residual_out.shape), _fake_dw(residual_out, weight)
 
 
-def _backward_formula(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor, normalized: int) -> tuple[Tensor, Optional[Tensor]]:
+def _backward_formula(
+    dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor, normalized: int
+) -> tuple[Tensor, Optional[Tensor]]:
     """The backward pass in torch's own operations, differentiable again: r is formed anew from h, as rstd carries no
     gradient (eps is what rstd says it was)."""
     dims = tuple(range(-normalized, 0))

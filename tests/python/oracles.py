@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable
 
 import numpy as np
 import torch
-from support import Unchanged, assert_within, exact, gamma, normal, rho, working_roundoff
+from support import ROUNDOFF, Unchanged, assert_within, exact, gamma, normal, rho, working_roundoff
 from torch import Tensor
 
 
@@ -59,7 +59,8 @@ def rms_norm_backward(
     terms = g * rows * r
     dw = terms.sum(0)
     out = x.dtype if weight is None else weight.dtype
-    spread = rho(out) * np.abs(dw) + 2 * gamma(len(rows), x.dtype) * np.abs(terms).sum(0)
+    rounding = ROUNDOFF[out] if ROUNDOFF[out] > working_roundoff(x.dtype) else 0.0
+    spread = rounding * np.abs(dw) + 2 * gamma(len(rows), x.dtype) * np.abs(terms).sum(0)
     shape = tuple(x.shape)
     weight_shape = (width,) if weight is None else tuple(weight.shape)
     return Bounded(dx.reshape(shape), bound.reshape(shape)), Bounded(dw.reshape(weight_shape), spread.reshape(weight_shape))
@@ -90,7 +91,8 @@ def snapshot(optimizer: torch.optim.Optimizer, param: Tensor) -> Snapshot:
 
 
 def adamw(before: Snapshot, group: dict[str, Any], grad_scale: float = 1.0) -> dict[str, Bounded]:
-    """The parameter and its state after one step with the options of ``group``.
+    """The parameter and its state after one step with the options of ``group``. All is in the compute type, to which a
+    wider gradient is rounded first.
 
     The size of a step is taken with the magnitudes of the two terms of the first moment, so that where they cancel the
     parameter keeps the error that the moment is allowed.
@@ -98,8 +100,9 @@ def adamw(before: Snapshot, group: dict[str, Any], grad_scale: float = 1.0) -> d
     dtype, t = before.param.dtype, before.step + 1
     w = working_roundoff(dtype)
     number = np.longdouble if dtype == torch.float64 else np.float64
+    grad = before.grad.to(before.exp_avg.dtype)
     p, g, m, v, largest = (
-        exact(x).astype(number) for x in (before.param, before.grad, before.exp_avg, before.exp_avg_sq, before.max_exp_avg_sq)
+        exact(x).astype(number) for x in (before.param, grad, before.exp_avg, before.exp_avg_sq, before.max_exp_avg_sq)
     )
     lr, beta1, beta2, eps, decay = (number(float(x)) for x in (group["lr"], *group["betas"], group["eps"], group["weight_decay"]))
     g = (-g if group["maximize"] else g) / number(grad_scale)

@@ -61,7 +61,7 @@ impl MetalDevice {
         eps: f64,
     ) -> PyResult<(Object, Object)> {
         let host = Objects(self.0.clone());
-        let (y, _, rstd) = ops::rms_norm::forward(&host, buffer(x), None, weight.map(buffer), normalized, eps)
+        let ops::rms_norm::Normed { y, rstd, .. } = ops::rms_norm::forward(&host, buffer(x), None, weight.map(buffer), normalized, eps)
             .map_err(python_error)?;
         Ok((object(py, &y), object(py, &rstd)))
     }
@@ -77,7 +77,7 @@ impl MetalDevice {
     ) -> PyResult<(Object, Object, Object)> {
         let host = Objects(self.0.clone());
         let (input, residual) = (buffer(input), buffer(residual));
-        let (y, sum, rstd) =
+        let ops::rms_norm::Normed { y, sum, rstd } =
             ops::rms_norm::forward(&host, input, Some(residual), weight.map(buffer), normalized, eps).map_err(python_error)?;
         let sum = sum.expect("the residual form has a sum");
         Ok((object(py, &y), object(py, &sum), object(py, &rstd)))
@@ -163,7 +163,7 @@ mod _native {
     #[pymodule_export]
     use super::compile_shader::{ShaderKernel, ShaderLibrary, compile_shader};
     #[pymodule_export]
-    use super::ops::adamw::{AdamWGroup, adamw_};
+    use super::ops::adamw::{AdamWGroup, AdamWStep, adamw_};
     #[pymodule_export]
     use super::{cache_dir, cuda_available, load, metal_texts, set_cache_dir, set_threads};
 }

@@ -214,8 +214,9 @@ impl<'a> Peek<'a> {
         let dim: i64 = self.number(get().dim);
         self.list(get().sizes, dim as usize)
     }
-    fn strides(&self, dim: usize) -> &'a [i64] {
-        self.list(get().strides, dim)
+    /// None for a tensor that has none, such as a sparse one.
+    fn strides(&self, dim: usize) -> Option<&'a [i64]> {
+        Some(self.list(get().strides, dim)).filter(|strides| strides.len() == dim)
     }
     /// Sizes.
     pub fn shape(&self) -> Vec<usize> {
@@ -244,17 +245,21 @@ impl<'a> Peek<'a> {
     /// Whether rows follow each other without gaps.
     pub fn is_contiguous(&self) -> bool {
         let sizes = self.sizes();
-        is_contiguous(sizes, self.strides(sizes.len()))
+        self.strides(sizes.len()).is_some_and(|strides| is_contiguous(sizes, strides))
     }
     /// All that a list operator needs, with as few calls as can be: it is asked of every tensor in every step.
     pub fn describe(&self) -> Description {
+        self.describe_on(self.device())
+    }
+    /// The same of a tensor whose device is known.
+    pub fn describe_on(&self, device: (i32, i32)) -> Description {
         let sizes = self.sizes();
         Description {
             numel: sizes.iter().product::<i64>() as usize,
             dtype: self.dtype(),
-            contiguous: is_contiguous(sizes, self.strides(sizes.len())),
+            contiguous: self.strides(sizes.len()).is_some_and(|strides| is_contiguous(sizes, strides)),
             address: self.address(),
-            device: self.device(),
+            device,
         }
     }
     /// A contiguous copy.

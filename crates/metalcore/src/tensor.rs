@@ -1,6 +1,6 @@
 //! Tensors of the Rust library: a shape, a type and a buffer. Row-major and contiguous.
 
-use crate::device::{Device, cpu};
+use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 
@@ -98,22 +98,4 @@ impl<D: Device> View<'_, D> {
     pub fn numel(&self) -> usize {
         self.shape.iter().product()
     }
-}
-
-/// Turns a CPU buffer into a slice, for the CPU forms of operations.
-///
-/// # Safety
-/// As [`cpu::Buffer::slice`].
-pub(crate) unsafe fn host<'a, T: Element>(buffer: &'a cpu::Buffer, len: usize) -> &'a [T] {
-    // SAFETY: the caller's promise.
-    unsafe { buffer.slice(len) }
-}
-
-/// As [`host`], to be written.
-///
-/// # Safety
-/// As [`cpu::Buffer::slice_mut`].
-pub(crate) unsafe fn host_mut<'a, T: Element>(buffer: &'a cpu::Buffer, len: usize) -> &'a mut [T] {
-    // SAFETY: the caller's promise.
-    unsafe { buffer.slice_mut(len) }
 }

@@ -60,8 +60,8 @@ impl From<&Description> for Facts {
     }
 }
 
-/// Problem of the lists, after checking every tensor against its parameter.
-fn problem(facts: &Lists<Facts>, options: Options) -> Result<Option<AdamW>> {
+/// Types of parameters and gradients, after checking every tensor against its parameter.
+fn check(facts: &Lists<Facts>) -> Result<Option<(DType, DType)>> {
     let Some(first) = facts.params.first() else { return Ok(None) };
     let known = |argument, dtype: Option<DType>| {
         dtype.ok_or(Error::DType {
@@ -95,7 +95,7 @@ fn problem(facts: &Lists<Facts>, options: Options) -> Result<Option<AdamW>> {
             }
         }
     }
-    AdamW::new(options, param, grad).map(Some)
+    Ok(Some((param, grad)))
 }
 
 fn step<D: Device + Run<AdamW>>(
@@ -156,12 +156,14 @@ fn on_shim<D: Foreign + Run<AdamW>>(
     scalars: &[Option<Description>; 3],
     options: Options,
 ) -> Result<()> {
-    let Some(problem) = problem(&tensors.map(|t| Facts::from(t)), options)? else { return Ok(()) };
+    let Some((param, grad)) = check(&tensors.map(|t| Facts::from(t)))? else { return Ok(()) };
+    let problem = AdamW::new(options, param, grad)?;
     // SAFETY: the Python lists keep the tensors alive through the call, and on a GPU torch frees memory in stream order.
     let buffer = |t: &Description, size: usize| unsafe { D::foreign(t.address, t.numel * size) };
     let buffers = tensors.map(|t| (t.numel, buffer(t, t.dtype.map_or(1, DType::size))));
     let steps = buffer(steps, 4);
-    let [lr, grad_scale, found_inf] = scalars.each_ref().map(|t| t.as_ref().map(|t| buffer(t, 4)));
+    let [lr, grad_scale, found_inf] =
+        scalars.each_ref().map(|t| t.as_ref().map(|t| buffer(t, t.dtype.map_or(4, DType::size))));
     step(device, &problem, &buffers, &steps, [lr.as_ref(), grad_scale.as_ref(), found_inf.as_ref()])
 }
 
@@ -237,10 +239,12 @@ pub struct AdamWGroup {
     /// Each parameter's state dict, and the tensors that belong in it.
     states: Vec<Py<PyDict>>,
     exp_avgs: Py<PyList>,
+    exp_avg_sqs: Py<PyList>,
+    max_exp_avg_sqs: Py<PyList>,
     step_views: Py<PyList>,
     /// Every state dict of the optimizer, in order.
     all_states: Vec<Py<PyAny>>,
-    _alive: Vec<Py<PyAny>>,
+    _steps: Py<PyAny>,
 }
 
 #[pymethods]
@@ -271,47 +275,64 @@ impl AdamWGroup {
             params: params.unbind(),
             states,
             exp_avgs: exp_avgs.unbind(),
+            exp_avg_sqs: exp_avg_sqs.unbind(),
+            max_exp_avg_sqs: max_exp_avg_sqs.unbind(),
             step_views: step_views.unbind(),
             all_states: state.iter().map(|(_, value)| value.unbind()).collect(),
-            _alive: vec![exp_avg_sqs.into_any().unbind(), max_exp_avg_sqs.into_any().unbind(), steps.unbind()],
+            _steps: steps.unbind(),
         })
     }
 
-    /// Makes the step, or says False where a parameter, a gradient or a state is not what the group was made for.
-    fn step(
+    /// The next step, or None where a parameter, a gradient or a state is not what the group was made for. Nothing is
+    /// changed yet.
+    fn prepare(
         &self,
-        py: Python<'_>,
         params: &Bound<'_, PyList>,
         grads: &Bound<'_, PyList>,
         state: &Bound<'_, PyDict>,
-        scalar_tensors: [Option<Bound<'_, PyAny>>; 3],
-        scalars: Scalars,
-    ) -> PyResult<bool> {
+    ) -> PyResult<Option<AdamWStep>> {
         if !self.unchanged(params, state)? || grads.iter().any(|g| g.is_none()) {
-            return Ok(false);
+            return Ok(None);
         }
         let grads = impls(grads)?;
-        let scalars_on_device = describe_scalars(scalar_tensors)?;
-        // SAFETY: the lists hold the tensors. The state's layout is that of when it was made; its memory may be another.
+        // SAFETY: the lists hold the tensors. The state's layout is that of when it was made; its memory may be another. A
+        // parameter at its old address has its old layout, or its gradient's will not fit; a gradient is where its
+        // parameter is.
         let (tensors, steps) = unsafe {
             let again = |list: &Vec<(usize, Description)>| {
                 list.iter().map(|(imp, known)| Description { address: Peek::from_impl(imp).address(), ..*known }).collect()
             };
+            let param = |(imp, known): &(usize, Description)| {
+                let tensor = Peek::from_impl(imp);
+                if tensor.address() == known.address { *known } else { tensor.describe() }
+            };
+            let params: Vec<_> = self.tensors.params.iter().map(param).collect();
             let tensors = Lists {
-                params: self.tensors.params.iter().map(|(imp, _)| describe(imp)).collect(),
-                grads: grads.iter().map(|imp| describe(imp)).collect(),
+                grads: grads.iter().zip(&params).map(|(imp, p)| Peek::from_impl(imp).describe_on(p.device)).collect(),
+                params,
                 exp_avgs: again(&self.tensors.exp_avgs),
                 exp_avg_sqs: again(&self.tensors.exp_avg_sqs),
                 max_exp_avg_sqs: again(&self.tensors.max_exp_avg_sqs),
             };
             (tensors, describe(&self.steps))
         };
-        match py.detach(|| anywhere(&tensors, &steps, &scalars_on_device, scalars.into())) {
-            Ok(()) => Ok(true),
-            // Nothing was launched: a gradient of another type or layout, which the caller sorts out.
-            Err(Error::Argument { .. } | Error::DType { .. }) => Ok(false),
-            Err(error) => Err(crate::python_error(error)),
-        }
+        let dtypes = check(&tensors.map(|t| Facts::from(t)));
+        Ok(dtypes.is_ok().then_some(AdamWStep { tensors, steps }))
+    }
+}
+
+/// A step of an [`AdamWGroup`], looked at and ready. Its tensors must be kept alive until it has run.
+#[pyclass(frozen, module = "metalcore._native")]
+pub struct AdamWStep {
+    tensors: Lists<Description>,
+    steps: Description,
+}
+
+#[pymethods]
+impl AdamWStep {
+    fn run(&self, py: Python<'_>, scalar_tensors: [Option<Bound<'_, PyAny>>; 3], scalars: Scalars) -> PyResult<()> {
+        let scalar_tensors = describe_scalars(scalar_tensors)?;
+        py.detach(|| anywhere(&self.tensors, &self.steps, &scalar_tensors, scalars.into())).map_err(crate::python_error)
     }
 }
 
@@ -331,7 +352,16 @@ impl AdamWGroup {
                 return Ok(false);
             }
         }
-        for (name, tensors) in [(intern!(py, "exp_avg"), &self.exp_avgs), (intern!(py, "step"), &self.step_views)] {
+        let lists = [
+            (intern!(py, "exp_avg"), &self.exp_avgs),
+            (intern!(py, "exp_avg_sq"), &self.exp_avg_sqs),
+            (intern!(py, "max_exp_avg_sq"), &self.max_exp_avg_sqs),
+            (intern!(py, "step"), &self.step_views),
+        ];
+        for (name, tensors) in lists {
+            if tensors.bind(py).is_empty() {
+                continue; // without amsgrad
+            }
             for (i, dict) in self.states.iter().enumerate() {
                 // SAFETY: both are alive; the results are borrowed and only compared, and a missing key is null.
                 let same = unsafe {
@@ -364,7 +394,8 @@ fn on_metal(
 ) -> Result<()> {
     // SAFETY: the Python lists keep the tensors alive through the call.
     let described = lists.map(|imp| unsafe { describe(imp) });
-    let Some(problem) = problem(&described.map(|t| Facts::from(t)), options)? else { return Ok(()) };
+    let Some((param, grad)) = check(&described.map(|t| Facts::from(t)))? else { return Ok(()) };
+    let problem = AdamW::new(options, param, grad)?;
     let host = Objects(metal.clone());
     let sized = tensors.map(|t| (host.shape(t).iter().product(), t.clone()));
     let [lr, grad_scale, found_inf] = scalars;

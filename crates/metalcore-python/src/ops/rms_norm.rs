@@ -45,7 +45,17 @@ fn norm<H: Host>(host: &H, op: &'static str, x: &H::Tensor, weight: Option<&H::T
     Norm::new(op, (&host.shape(x), host.known_dtype(op, "x", x)?), normalized, weight, eps)
 }
 
-/// y, the rounded sum where there is a residual, and rstd.
+/// What the forward pass returns.
+pub struct Normed<T> {
+    /// The result.
+    pub y: T,
+    /// x + residual, rounded, where there is a residual.
+    pub sum: Option<T>,
+    /// 1 / sqrt(mean + eps) of each row.
+    pub rstd: T,
+}
+
+/// The forward pass, with or without a residual.
 pub fn forward<H: Host>(
     host: &H,
     x: H::Tensor,
@@ -53,7 +63,7 @@ pub fn forward<H: Host>(
     weight: Option<H::Tensor>,
     normalized: i64,
     eps: f64,
-) -> Result<(H::Tensor, Option<H::Tensor>, H::Tensor)>
+) -> Result<Normed<H::Tensor>>
 where
     H::Device: Run<Forward>,
 {
@@ -80,7 +90,7 @@ where
         rstd: &rstd_buffer,
     };
     host.device().run(&Forward(norm), args)?;
-    Ok((y, sum, rstd))
+    Ok(Normed { y, sum, rstd })
 }
 
 /// dx and dw; dw is empty without a weight.
@@ -169,7 +179,7 @@ unsafe extern "C-unwind" fn forward_boxed(stack: *mut Value, _: u64, _: u64) {
         boxed(|| {
             let (x, weight) = (take(stack, 0), take_optional(stack, 1));
             let (normalized, eps) = (*stack.add(2) as i64, f64::from_bits(*stack.add(3)));
-            let (y, _, rstd) = on_device!(x, host => forward(host, x, None, weight, normalized, eps)?);
+            let Normed { y, rstd, .. } = on_device!(x, host => forward(host, x, None, weight, normalized, eps)?);
             put(stack, 0, y);
             put(stack, 1, rstd);
             Ok(())
@@ -183,7 +193,7 @@ unsafe extern "C-unwind" fn add_forward_boxed(stack: *mut Value, _: u64, _: u64)
         boxed(|| {
             let (x, residual, weight) = (take(stack, 0), take(stack, 1), take_optional(stack, 2));
             let (normalized, eps) = (*stack.add(3) as i64, f64::from_bits(*stack.add(4)));
-            let (y, sum, rstd) = on_device!(x, host => forward(host, x, Some(residual), weight, normalized, eps)?);
+            let Normed { y, sum, rstd } = on_device!(x, host => forward(host, x, Some(residual), weight, normalized, eps)?);
             put(stack, 0, y);
             put(stack, 1, sum.expect("the residual form has a sum"));
             put(stack, 2, rstd);

@@ -14,6 +14,10 @@ pub use storage::Storage;
 /// Runs a kernel with the widest vectors of this processor.
 #[inline]
 pub fn dispatch<K: WithSimd>(kernel: K) -> K::Output {
+    #[cfg(test)]
+    if let Some(width) = narrow::FORCED.get() {
+        return width.run(kernel);
+    }
     pulp::Arch::new().dispatch(kernel)
 }
 
@@ -112,12 +116,7 @@ pub trait Real:
     /// Whether a lane is true.
     fn any<S: Simd>(simd: S, mask: Self::Mask<S>) -> bool;
     /// `yes` where true, else `no`.
-    fn select<S: Simd>(
-        simd: S,
-        mask: Self::Mask<S>,
-        yes: Self::Vector<S>,
-        no: Self::Vector<S>,
-    ) -> Self::Vector<S>;
+    fn select<S: Simd>(simd: S, mask: Self::Mask<S>, yes: Self::Vector<S>, no: Self::Vector<S>) -> Self::Vector<S>;
     /// Sum of the lanes, in a fixed order.
     fn sum<S: Simd>(simd: S, a: Self::Vector<S>) -> Self;
     /// Largest lane.
@@ -253,4 +252,46 @@ real! {
     quadruples { from_quadruples = deinterleave_shfl_f64s, to_quadruples = interleave_shfl_f64s }
     as_f64, Storage::exact, round_f64, as_simd_f64s, as_mut_simd_f64s, load_f64, store_f64,
     splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s
+}
+
+/// Lets tests run kernels as on a lesser processor.
+#[cfg(test)]
+pub(crate) mod narrow {
+    use super::{Simd, WithSimd};
+    use std::cell::Cell;
+
+    #[derive(Clone, Copy, Debug)]
+    pub enum Width {
+        OneElement,
+        #[cfg(target_arch = "x86_64")]
+        Avx2(pulp::x86::V3),
+    }
+
+    thread_local! {
+        pub static FORCED: Cell<Option<Width>> = const { Cell::new(None) };
+    }
+
+    impl Width {
+        pub fn run<K: WithSimd>(self, kernel: K) -> K::Output {
+            match self {
+                Width::OneElement => Simd::vectorize(pulp::Scalar, kernel),
+                #[cfg(target_arch = "x86_64")]
+                Width::Avx2(simd) => Simd::vectorize(simd, kernel),
+            }
+        }
+    }
+
+    /// Runs a test with each width below the widest; only on this thread, so with loops that use no other.
+    pub fn for_each_width(test: impl Fn()) {
+        let widths = [
+            Some(Width::OneElement),
+            #[cfg(target_arch = "x86_64")]
+            pulp::x86::V3::try_new().map(Width::Avx2),
+        ];
+        for width in widths.into_iter().flatten() {
+            FORCED.set(Some(width));
+            test();
+        }
+        FORCED.set(None);
+    }
 }

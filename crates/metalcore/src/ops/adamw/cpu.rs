@@ -1,6 +1,6 @@
 //! AdamW on the host: all tensors of a call cut into pieces, each read and written once.
 
-use super::{Goal, Options};
+use super::{Goal, Options, one_minus_power};
 use crate::device::cpu::Threads;
 use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch};
 
@@ -65,8 +65,8 @@ struct Factors<C> {
     /// 1 / sqrt(1 - beta2^t)
     correction: C,
     eps: C,
-    /// What gradients are divided by, sign of the goal included; none if that is 1.
-    divisor: Option<C>,
+    /// What gradients are divided by, sign of the goal included.
+    divisor: C,
 }
 
 impl<C: Real> Factors<C> {
@@ -80,10 +80,10 @@ impl<C: Real> Factors<C> {
             beta2: C::from_f64(beta2),
             fresh1: C::from_f64(1.0 - beta1),
             fresh2: C::from_f64(1.0 - beta2),
-            rate: C::from_f64(lr / (1.0 - beta1.powf(step))),
-            correction: C::from_f64(1.0 / (1.0 - beta2.powf(step)).sqrt()),
+            rate: C::from_f64(lr / one_minus_power(beta1, step)),
+            correction: C::from_f64(1.0 / one_minus_power(beta2, step).sqrt()),
             eps: C::from_f64(eps),
-            divisor: (divisor != 1.0).then(|| C::from_f64(divisor)),
+            divisor: C::from_f64(divisor),
         }
     }
 }
@@ -146,6 +146,7 @@ struct Splats<C: Real, S: Simd> {
     rate: C::Vector<S>,
     correction: C::Vector<S>,
     eps: C::Vector<S>,
+    /// None for 1.
     divisor: Option<C::Vector<S>>,
 }
 
@@ -161,10 +162,7 @@ impl<C: Real, S: Simd> Splats<C, S> {
             rate: C::splat(simd, factors.rate),
             correction: C::splat(simd, factors.correction),
             eps: C::splat(simd, factors.eps),
-            divisor: match factors.divisor {
-                Some(divisor) => Some(C::splat(simd, divisor)),
-                None => None,
-            },
+            divisor: if factors.divisor == C::ONE { None } else { Some(C::splat(simd, factors.divisor)) },
         }
     }
 }

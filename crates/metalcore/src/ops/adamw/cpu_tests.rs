@@ -1,6 +1,7 @@
 //! What only the host's form has: pieces, threads, registers with a rest.
 
 use super::*;
+use crate::device::cpu::simd::narrow::for_each_width;
 use crate::testing::{Random, bits};
 use half::{bf16, f16};
 
@@ -72,4 +73,23 @@ fn bits_depend_neither_on_threads_nor_on_how_tensors_are_cut() {
     check::<bf16, bf16>();
     check::<f16, f32>();
     check::<f32, bf16>();
+}
+
+#[test]
+fn lesser_processors_compute_the_same() {
+    fn check<P: Storage, G: Storage>() {
+        let run = || Tensors::<P, G>::new(&[1, 9, 40]).step(1, &OPTIONS, None);
+        let widest = run();
+        for_each_width(|| {
+            for (narrow, wide) in run().into_iter().zip(&widest) {
+                let (narrow, wide) = (f64::from_bits(narrow), f64::from_bits(*wide));
+                // Products and sums are fused on some and not on others.
+                assert!((narrow - wide).abs() <= 8.0 * P::DTYPE.unit_roundoff() * (wide.abs() + 1.0));
+            }
+        });
+    }
+    check::<f32, f32>();
+    check::<f64, f64>();
+    check::<bf16, f16>();
+    check::<f16, f32>();
 }

@@ -26,14 +26,14 @@ G_FN real adamw_one_minus_power(real t, gk_wide x) {
 
 // Counts the step of every tensor, unless the gradients overflowed, and prepares its coefficients:
 // coefficients[4 i ..] = decay, size, 1 / root2, factor on the gradient (0: leave the tensor alone).
-G_KERNEL(adamw_prepare, 256, IO(0, float, steps), OUT(1, real, coefficients), IN(2, float, lr), IN(3, float, grad_scale),
+G_KERNEL(adamw_prepare, 256, IO(0, float, steps), OUT(1, real, coefficients), IN(2, real, lr), IN(3, float, grad_scale),
          IN(4, float, found_inf), PARAMS(5, adamw_prepare_params, p)) {
   const gk_ctx c = G_CTX();
   const uint i = c.grp * 256 + c.tid;
   if (i >= p.tensors) return;
   const bool skip = p.has_found_inf != 0 && found_inf[0] != 0.0f;
   const real t = steps[i] + (skip ? 0.0f : 1.0f);
-  const real rate = p.has_lr != 0 ? real(lr[0]) : gk_wide_real(p.lr);
+  const real rate = p.has_lr != 0 ? lr[0] : gk_wide_real(p.lr);
   steps[i] = float(t);
   coefficients[4 * i] = 1.0f - rate * gk_wide_real(p.weight_decay);
   coefficients[4 * i + 1] = rate / adamw_one_minus_power(t, p.log_beta1);

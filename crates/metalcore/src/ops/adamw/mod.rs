@@ -32,7 +32,6 @@ pub(crate) use gpu::units;
 
 use crate::device::{Problem, Run, cpu::Cpu};
 use crate::error::{Error, Result};
-use crate::tensor::{host, host_mut};
 use crate::{DType, with_dtype};
 
 /// Scalars of a step, the same for every tensor.
@@ -94,7 +93,7 @@ pub struct Args<'a, B> {
     pub slots: &'a [Slot<'a, B>],
     /// float32, one per slot: steps done, counted up.
     pub steps: &'a B,
-    /// float32 learning rate in place of the option.
+    /// Learning rate in place of the option, of the type of the state.
     pub lr: Option<&'a B>,
     /// float32 factor that the gradients carry.
     pub grad_scale: Option<&'a B>,
@@ -131,28 +130,31 @@ impl AdamW {
 
 impl Run<AdamW> for Cpu {
     fn run(&self, problem: &AdamW, args: Args<'_, Self::Buffer>) -> Result<()> {
-        // SAFETY: the caller's scalars and counts are float32, and nobody else touches them.
-        let (scalar, steps) = unsafe {
-            let scalar = |buffer: Option<&Self::Buffer>| buffer.map(|b| host::<f32>(b, 1)[0]);
-            ([args.lr, args.grad_scale, args.found_inf].map(scalar), host_mut::<f32>(args.steps, args.slots.len()))
+        // SAFETY: the caller's scalars and counts have the types that Args says, and nobody else touches them.
+        let (lr, [grad_scale, found_inf], steps) = unsafe {
+            let lr = args.lr.map(|b| match problem.state() {
+                DType::F64 => b.slice::<f64>(1)[0],
+                _ => f64::from(b.slice::<f32>(1)[0]),
+            });
+            let scalars = [args.grad_scale, args.found_inf].map(|b| b.map(|b| b.slice::<f32>(1)[0]));
+            (lr, scalars, args.steps.slice_mut::<f32>(args.slots.len()))
         };
-        let [lr, grad_scale, found_inf] = scalar;
         if found_inf.is_some_and(|found| found != 0.0) {
             return Ok(());
         }
         for step in &mut *steps {
             *step += 1.0;
         }
-        let options = Options { lr: lr.map_or(problem.options.lr, f64::from), ..problem.options };
+        let options = Options { lr: lr.unwrap_or(problem.options.lr), ..problem.options };
         with_dtype!(problem.param, P => with_dtype!(problem.grad, G => {
             // SAFETY: the caller's buffers have the types and sizes of the problem, and are different ones.
             let slots = args.slots.iter().zip(&*steps).map(|(slot, step)| unsafe {
                 cpu::Slot::<P, G> {
-                    param: host_mut(slot.param, slot.numel),
-                    grad: host(slot.grad, slot.numel),
-                    exp_avg: host_mut(slot.exp_avg, slot.numel),
-                    exp_avg_sq: host_mut(slot.exp_avg_sq, slot.numel),
-                    max_exp_avg_sq: slot.max_exp_avg_sq.map(|v| host_mut(v, slot.numel)),
+                    param: slot.param.slice_mut(slot.numel),
+                    grad: slot.grad.slice(slot.numel),
+                    exp_avg: slot.exp_avg.slice_mut(slot.numel),
+                    exp_avg_sq: slot.exp_avg_sq.slice_mut(slot.numel),
+                    max_exp_avg_sq: slot.max_exp_avg_sq.map(|v| v.slice_mut(slot.numel)),
                     step: f64::from(*step),
                 }
             });
@@ -160,4 +162,9 @@ impl Run<AdamW> for Cpu {
         }));
         Ok(())
     }
+}
+
+/// 1 - beta^step without cancellation, which float64 results are fine enough to show.
+fn one_minus_power(beta: f64, step: f64) -> f64 {
+    -(step * (beta - 1.0).ln_1p()).exp_m1()
 }

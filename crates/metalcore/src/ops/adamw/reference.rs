@@ -1,6 +1,6 @@
 //! The oracle of AdamW: the formulas in float64.
 
-use super::{Goal, Options};
+use super::{Goal, Options, one_minus_power};
 
 /// One parameter with its state.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,8 +34,8 @@ pub fn step(element: Element, grad: f64, options: &Options, step: f64, grad_scal
     let (kept, fresh) = (beta1 * element.exp_avg, (1.0 - beta1) * g);
     let v = beta2 * element.exp_avg_sq + (1.0 - beta2) * g * g;
     let largest = element.max_exp_avg_sq.map(|largest| largest.max(v));
-    let denominator = largest.unwrap_or(v).sqrt() / (1.0 - beta2.powf(step)).sqrt() + eps;
-    let change = lr / (1.0 - beta1.powf(step)) * (kept + fresh) / denominator;
+    let denominator = largest.unwrap_or(v).sqrt() / one_minus_power(beta2, step).sqrt() + eps;
+    let change = lr / one_minus_power(beta1, step) * (kept + fresh) / denominator;
     Step {
         element: Element { param: p - change, exp_avg: kept + fresh, exp_avg_sq: v, max_exp_avg_sq: largest },
         param_scale: p.abs() + change.abs(),

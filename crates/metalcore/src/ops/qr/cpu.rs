@@ -6,8 +6,8 @@
 //! H1 H2 ... = I - V S⁻¹ Vᵀ with S the triangle of VᵀV whose diagonal is 1 / tau, by substitution, so tau = 0 needs
 //! no special case (Joffrin, Low, Quintana-Ortí, van de Geijn, Accumulating Householder transformations, revisited).
 //!
-//! No entry is too large or too small: a matrix whose largest entry leaves the middle of the exponent range is scaled by
-//! a power of two first, and so is the tail of a column whose sum of squares would lose bits. Both are exact, so a
+//! No entry is too large or too small: a matrix whose largest entry leaves the middle of the exponent range is scaled
+//! by a power of two first, and so is the tail of a column whose sum of squares would lose bits. Both are exact, so a
 //! matrix times 2^k has the same Q and 2^k times the same R, bit for bit, as long as nothing leaves the range.
 
 use super::{cpu_blocked, cpu_interleaved};
@@ -72,6 +72,15 @@ fn fill_identity<T: Real>(q: &mut [T], rows: usize, cols: usize) {
             matrix.iter_mut().step_by(cols + 1).for_each(|diagonal| *diagonal = T::ONE);
         }
     }
+}
+
+/// Which product of a block of reflectors H0 H1 ... is applied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// ... H1 H0: from A to R.
+    Transposed,
+    /// H0 H1 ...: from the identity to Q.
+    Plain,
 }
 
 /// Powers of two that keep squares inside the range of T.

@@ -1,13 +1,13 @@
 //! QR of one matrix of any size: blocks of eight reflectors applied to strips of columns.
 //!
 //! The matrix is kept as strips of 32 columns, each row by row in its own memory, so that neither sizes that are powers
-//! of two nor long rows defeat the cache. A strip is factored block by block (its columns are the vector lanes, so no sum
-//! goes across lanes), then its four blocks are applied to each later strip while that one is in the cache
-//! (right-looking; LAPACK `geqrt` with the triangle of `larft` replaced by substitution). Q is formed strip by strip from
-//! the identity, last block first. Sizes are padded with zeros to multiples of 8 rows and 32 columns. A column's operations
-//! do not depend on which strips run where, so neither do its bits.
+//! of two nor long rows defeat the cache. A strip is factored block by block (its columns are the vector lanes, so no
+//! sum goes across lanes), then its four blocks are applied to each later strip while that one is in the cache
+//! (right-looking; LAPACK `geqrt` with the triangle of `larft` replaced by substitution). Q is formed strip by strip
+//! from the identity, last block first. Sizes are padded with zeros to multiples of 8 rows and 32 columns. A column's
+//! operations do not depend on which strips run where, so neither do its bits.
 
-use super::cpu::{Range, Shape};
+use super::cpu::{Order, Range, Shape};
 use crate::device::cpu::Threads;
 use crate::device::cpu::simd::{Real, Simd, WithSimd, dispatch};
 
@@ -131,7 +131,8 @@ impl<T: Real> Workspace<T> {
 
     /// Q in place of R: the reflectors, last first, times the identity. Those after a column leave it as it is.
     fn form_q(&mut self, threads: &Threads, height: usize, q_cols: usize) {
-        let mut strips: Vec<_> = self.strips.chunks_exact_mut(height).take(q_cols.div_ceil(STRIP)).enumerate().collect();
+        let mut strips: Vec<_> =
+            self.strips.chunks_exact_mut(height).take(q_cols.div_ceil(STRIP)).enumerate().collect();
         let (reflectors, coefficients) = (&self.reflectors, &self.coefficients);
         // From the last strip, which has the most work.
         strips.reverse();
@@ -350,15 +351,6 @@ fn sum_of_squares<T: Real, S: Simd>(simd: S, values: &[T]) -> T {
         sums[0] = T::mul_add(simd, *vector, *vector, sums[0]);
     }
     T::sum(simd, T::vadd(simd, sums[0], sums[1]))
-}
-
-/// Which product of a block's reflectors.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
-    /// H7 ... H1 H0: from A to R.
-    Transposed,
-    /// H0 H1 ... H7: from the identity to Q.
-    Plain,
 }
 
 /// Applies the blocks of a panel, whose first one starts in row `first`, to a strip.

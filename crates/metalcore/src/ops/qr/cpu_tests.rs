@@ -1,6 +1,7 @@
 //! Laws and ratios of the host's QR, for both forms and both types.
 
 use super::*;
+use crate::device::cpu::simd::narrow::for_each_width;
 use crate::dtype::DType;
 use crate::ops::qr::reference::ratios;
 use crate::testing::{Random, bits};
@@ -38,9 +39,10 @@ fn matrix(family: Family, rows: usize, cols: usize, random: &mut Random) -> Vec<
         Condition1e6 => {
             let left = orthonormal(gaussian(rows, inner), rows, inner);
             let right = gaussian(inner, cols);
-            let left = left.iter().enumerate().map(|(index, entry)| {
-                entry * 10f64.powf(-6.0 * (index % inner) as f64 / (inner.max(2) - 1) as f64)
-            });
+            let left = left
+                .iter()
+                .enumerate()
+                .map(|(index, entry)| entry * 10f64.powf(-6.0 * (index % inner) as f64 / (inner.max(2) - 1) as f64));
             product(&left.collect::<Vec<_>>(), &right, rows, inner, cols)
         }
         HalfRank => product(&gaussian(rows, inner / 2), &gaussian(inner / 2, cols), rows, inner / 2, cols),
@@ -134,6 +136,10 @@ fn check<T: Real>(family: Family, shape: Shape, a: &[T], q: &[T], r: &[T], inner
 const SIZES: [usize; 22] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 100, 128, 129];
 
 fn check_sizes<T: Real>(sizes: impl Iterator<Item = (usize, usize)>, batches: &[usize]) {
+    check_sizes_on::<T>(2, sizes, batches);
+}
+
+fn check_sizes_on<T: Real>(threads: usize, sizes: impl Iterator<Item = (usize, usize)>, batches: &[usize]) {
     let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     let mut worst = [0.0; 2];
     for (rows, cols) in sizes {
@@ -143,12 +149,12 @@ fn check_sizes<T: Real>(sizes: impl Iterator<Item = (usize, usize)>, batches: &[
                 let items = (0..batch).flat_map(|_| matrix(family, rows, cols, &mut random));
                 let a: Vec<T> = convert(&items.collect::<Vec<_>>());
                 let inner = rows.min(cols);
-                let (q, r) = factored(2, &a, shape, inner, inner);
+                let (q, r) = factored(threads, &a, shape, inner, inner);
                 check(family, shape, &a, &q, &r, inner, &mut worst);
-                let (empty, r_alone) = factored(2, &a, shape, 0, inner);
+                let (empty, r_alone) = factored(threads, &a, shape, 0, inner);
                 assert!(empty.is_empty() && bits(&r) == bits(&r_alone), "R depends on whether Q is formed");
                 if rows > cols {
-                    let (q_full, r_full) = factored(2, &a, shape, rows, rows);
+                    let (q_full, r_full) = factored(threads, &a, shape, rows, rows);
                     check(family, shape, &a, &q_full, &r_full, rows, &mut worst);
                     // Unless so many columns of Q call for the other form.
                     let mut items = r_full.chunks(rows * cols).zip(r.chunks(cols * cols));
@@ -173,11 +179,21 @@ fn square_matrices_meet_the_bars_in_float64() {
 
 #[test]
 fn tall_and_wide_matrices_meet_the_bars() {
-    let tall = [(2, 1), (3, 2), (9, 4), (17, 3), (33, 16), (64, 32), (65, 64), (66, 65), (200, 16), (200, 129), (300, 7)];
+    let tall =
+        [(2, 1), (3, 2), (9, 4), (17, 3), (33, 16), (64, 32), (65, 64), (66, 65), (130, 16), (140, 129), (150, 7)];
     let wide = tall.iter().map(|(m, n)| (*n, *m));
     let sizes: Vec<_> = tall.iter().copied().chain(wide).collect();
     check_sizes::<f32>(sizes.iter().copied(), &[2, 18]);
     check_sizes::<f64>(sizes.iter().copied(), &[3]);
+}
+
+#[test]
+fn lesser_processors_meet_the_bars() {
+    let sizes = [(1, 1), (5, 5), (8, 8), (17, 16), (16, 17), (33, 33), (64, 64), (65, 65), (70, 30), (30, 70)];
+    for_each_width(|| {
+        check_sizes_on::<f32>(1, sizes.into_iter(), &[1, 9]);
+        check_sizes_on::<f64>(1, sizes.into_iter(), &[1, 5]);
+    });
 }
 
 #[test]
@@ -210,9 +226,8 @@ fn check_laws<T: Real>(batch: usize, rows: usize, cols: usize) {
     let shape = Shape { batch, rows, cols };
     let size = rows * cols;
     let inner = rows.min(cols);
-    let items: Vec<f64> = (0..batch)
-        .flat_map(|item| matrix(FAMILIES[item % FAMILIES.len()], rows, cols, &mut random))
-        .collect();
+    let items: Vec<f64> =
+        (0..batch).flat_map(|item| matrix(FAMILIES[item % FAMILIES.len()], rows, cols, &mut random)).collect();
     let a: Vec<T> = convert(&items);
     let (q, r) = factored(1, &a, shape, inner, inner);
 
@@ -243,7 +258,9 @@ fn check_laws<T: Real>(batch: usize, rows: usize, cols: usize) {
 
 #[test]
 fn bits_depend_on_neither_threads_nor_neighbours_nor_powers_of_two() {
-    for (batch, rows, cols) in [(37, 3, 3), (21, 8, 8), (20, 17, 9), (19, 9, 17), (18, 33, 32), (2, 64, 64), (3, 70, 40)] {
+    for (batch, rows, cols) in
+        [(37, 3, 3), (21, 8, 8), (20, 17, 9), (19, 9, 17), (18, 33, 32), (2, 64, 64), (3, 70, 40)]
+    {
         check_laws::<f32>(batch, rows, cols);
         check_laws::<f64>(batch, rows, cols);
     }

@@ -34,7 +34,7 @@ pub use gpu::vendor_is_faster;
 
 use crate::device::{Problem, Run, cpu::Cpu};
 use crate::error::{Error, Result};
-use crate::tensor::{Tensor, View, host, host_mut};
+use crate::tensor::{Tensor, View};
 use crate::{DType, with_float};
 
 const OP: &str = "qr";
@@ -142,9 +142,9 @@ impl Run<Qr> for Cpu {
             // SAFETY: the caller's buffers have the sizes of the problem, and are three different ones.
             let (a, q, r) = unsafe {
                 (
-                    host::<T>(args.a, qr.batch * qr.rows * qr.cols),
-                    host_mut::<T>(args.q, qr.batch * qr.rows * q_cols),
-                    host_mut::<T>(args.r, qr.batch * r_rows * qr.cols),
+                    args.a.slice::<T>(qr.batch * qr.rows * qr.cols),
+                    args.q.slice_mut::<T>(qr.batch * qr.rows * q_cols),
+                    args.r.slice_mut::<T>(qr.batch * r_rows * qr.cols),
                 )
             };
             cpu::factor(self.threads(), a, shape, q, q_cols, r, r_rows);

@@ -48,7 +48,15 @@ pub fn forward<T: Storage, W: Storage>(
     let mut residuals = residual.into_iter().flat_map(|residual| residual.chunks(size));
     let chunks = x.chunks(size).zip(y.chunks_mut(size)).zip(rstd.chunks_mut(chunk_rows));
     let mut chunks: Vec<_> = chunks
-        .map(|((x, y), rstd)| ForwardRows { x, residual: residuals.next().zip(sums.next()), weight, y, rstd, eps, streamed })
+        .map(|((x, y), rstd)| ForwardRows {
+            x,
+            residual: residuals.next().zip(sums.next()),
+            weight,
+            y,
+            rstd,
+            eps,
+            streamed,
+        })
         .collect();
     threads.for_each_mut(&mut chunks, 1, |rows| dispatch(rows));
 }
@@ -107,7 +115,8 @@ impl<T: Storage> WithSimd for &mut ForwardRows<'_, T> {
 #[inline(always)]
 fn add_rounded<T: Storage, S: Simd>(simd: S, x: &[T], residual: &[T], sum: &mut [T]) {
     let lanes = T::Compute::lanes::<S>();
-    let (mut x, mut residual, mut sum) = (x.chunks_exact(lanes), residual.chunks_exact(lanes), sum.chunks_exact_mut(lanes));
+    let (mut x, mut residual, mut sum) =
+        (x.chunks_exact(lanes), residual.chunks_exact(lanes), sum.chunks_exact_mut(lanes));
     for ((x, residual), sum) in (&mut x).zip(&mut residual).zip(&mut sum) {
         let (x, residual) = (T::Compute::load(simd, x), T::Compute::load(simd, residual));
         T::Compute::store(simd, T::Compute::vadd(simd, x, residual), sum);
@@ -164,7 +173,8 @@ fn sum_of_squares<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
 fn weighted_dot<T: Storage, S: Simd>(simd: S, dy: &[T], weight: &[T::Compute], x: &[T]) -> T::Compute {
     let lanes = T::Compute::lanes::<S>();
     let rest = dy.len() / lanes * lanes..;
-    let (dy_rest, w_rest) = (T::Compute::load_part(simd, &dy[rest.clone()]), T::Compute::load_part(simd, &weight[rest.clone()]));
+    let (dy_rest, w_rest) =
+        (T::Compute::load_part(simd, &dy[rest.clone()]), T::Compute::load_part(simd, &weight[rest.clone()]));
     let first = T::Compute::vmul(simd, T::Compute::vmul(simd, dy_rest, w_rest), T::Compute::load_part(simd, &x[rest]));
     block_sum::<T::Compute, S>(
         simd,
@@ -307,11 +317,7 @@ impl<T: Storage> WithSimd for BackwardRows<'_, '_, T> {
 
 /// dx of up to [`GROUP`] rows, and their weight gradients onto `sum`.
 #[inline(always)]
-fn group_gradients<T: Storage, S: Simd, const STREAMED: bool>(
-    simd: S,
-    group: Rows<'_, T>,
-    sum: &mut [T::Compute],
-) {
+fn group_gradients<T: Storage, S: Simd, const STREAMED: bool>(simd: S, group: Rows<'_, T>, sum: &mut [T::Compute]) {
     if group.rstd.len() == GROUP {
         return rows_gradients::<T, S, GROUP, STREAMED>(simd, group, sum);
     }

@@ -56,7 +56,7 @@ impl Plan {
     /// `aligned`: every tensor starts at a multiple of 16 bytes.
     fn new(norm: &Norm, pass: Pass, aligned: bool) -> Plan {
         let widest = if norm.dtype.size() == 2 { 8 } else { 4 };
-        let vec = if aligned && norm.cols % widest as usize == 0 { widest } else { 1 };
+        let vec = if aligned && norm.cols.is_multiple_of(widest as usize) { widest } else { 1 };
         // 16 floats of a row for each thread keep its loads in flight at once. More would spill: a thread has 64
         // registers in a group of 1024, 128 in one of 512, and the backward pass holds x, dy and its share of dw.
         let held = if norm.dtype == DType::F64 { 8 } else { 16 };

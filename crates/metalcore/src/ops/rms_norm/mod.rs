@@ -29,7 +29,7 @@ pub(crate) use gpu::units;
 
 use crate::device::{Device, Problem, Run, cpu::Cpu};
 use crate::error::{Error, Result};
-use crate::tensor::{Tensor, View, host, host_mut};
+use crate::tensor::{Tensor, View};
 use crate::{DType, with_dtype};
 
 /// Sizes and types of a call, forward and backward.
@@ -128,12 +128,12 @@ impl Run<Forward> for Cpu {
             unsafe {
                 cpu::forward::<T, W>(
                     self.threads(),
-                    host(args.x, rows * cols),
-                    args.residual.map(|(residual, _)| host(residual, rows * cols)),
-                    args.weight.map(|w| host(w, cols)),
-                    host_mut(args.y, rows * cols),
-                    args.residual.map(|(_, sum)| host_mut(sum, rows * cols)),
-                    host_mut(args.rstd, rows),
+                    args.x.slice(rows * cols),
+                    args.residual.map(|(residual, _)| residual.slice(rows * cols)),
+                    args.weight.map(|w| w.slice(cols)),
+                    args.y.slice_mut(rows * cols),
+                    args.residual.map(|(_, sum)| sum.slice_mut(rows * cols)),
+                    args.rstd.slice_mut(rows),
                     rows,
                     cols,
                     norm.eps,
@@ -152,13 +152,13 @@ impl Run<Backward> for Cpu {
             unsafe {
                 cpu::backward::<T, W>(
                     self.threads(),
-                    host(args.dy, rows * cols),
-                    host(args.h, rows * cols),
-                    args.weight.map(|w| host(w, cols)),
-                    host(args.rstd, rows),
-                    args.d_sum.map(|d| host(d, rows * cols)),
-                    host_mut(args.dx, rows * cols),
-                    args.dw.map(|dw| host_mut(dw, cols)),
+                    args.dy.slice(rows * cols),
+                    args.h.slice(rows * cols),
+                    args.weight.map(|w| w.slice(cols)),
+                    args.rstd.slice(rows),
+                    args.d_sum.map(|d| d.slice(rows * cols)),
+                    args.dx.slice_mut(rows * cols),
+                    args.dw.map(|dw| dw.slice_mut(cols)),
                     rows,
                     cols,
                 );

@@ -237,7 +237,7 @@ const NEAREST_EVEN: i32 = std::arch::x86_64::_MM_FROUND_TO_NEAREST_INT;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::cpu::simd::{WithSimd, dispatch};
+    use crate::device::cpu::simd::{WithSimd, dispatch, narrow::for_each_width};
 
     /// Rounds values of C to H and widens them again, by registers and one by one.
     struct RoundTrip<'a, C, H>(&'a [C], &'a mut [H], &'a mut [C]);
@@ -264,7 +264,9 @@ mod tests {
         let mut back = vec![C::default(); wide.len()];
         dispatch(RoundTrip(wide, &mut narrow, &mut back));
         let one_by_one: Vec<H> = wide.iter().map(|wide| wide.put()).collect();
-        let same = |(a, b): (&H, &H)| a.to_f64().to_bits() == b.to_f64().to_bits() || a.to_f64().is_nan() && b.to_f64().is_nan();
+        let same = |(a, b): (&H, &H)| {
+            a.to_f64().to_bits() == b.to_f64().to_bits() || a.to_f64().is_nan() && b.to_f64().is_nan()
+        };
         assert!(narrow.iter().zip(&one_by_one).all(same));
         back
     }
@@ -278,7 +280,8 @@ mod tests {
             let (low, high) = (value(bits), value(bits + 1));
             let (middle, little) = ((low + high) / 2.0, (high - low) * 1e-10);
             let even = if bits % 2 == 0 { bits } else { bits + 1 };
-            for (point, rounded) in [(low, bits), (middle - little, bits), (middle, even), (middle + little, bits + 1)] {
+            for (point, rounded) in [(low, bits), (middle - little, bits), (middle, even), (middle + little, bits + 1)]
+            {
                 wide.extend([point, -point]);
                 expected.extend([value(rounded), -value(rounded)]);
             }
@@ -292,8 +295,12 @@ mod tests {
 
     #[test]
     fn half_types_round_to_nearest_even() {
-        check_rounding(f16::from_bits, 0x7bff);
-        check_rounding(bf16::from_bits, 0x7f7f);
+        let check = || {
+            check_rounding(f16::from_bits, 0x7bff);
+            check_rounding(bf16::from_bits, 0x7f7f);
+        };
+        check();
+        for_each_width(check);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Stores that go past the caches, for results too large to be found there when they are read.
 //!
 //! An ordinary store first reads the line that it changes; a streaming one of whole lines does not, which saves a third
-//! of the traffic of reading one array and writing another. Results that fit the last-level cache are better left in it.
+//! of the traffic of reading one array and writing another. Results that fit the last-level cache are better left in
+//! it.
 
 use super::{Real, Simd, Storage};
 #[cfg(target_arch = "x86_64")]
@@ -10,13 +11,14 @@ use {super::MOST_LANES, std::any::TypeId, std::arch::x86_64 as arch};
 /// Bytes from which a result is streamed: measured on a processor whose last-level cache has 32 MiB for two cores.
 const STREAMED_BYTES: usize = 8 << 20;
 
-/// Whether to stream a result of so many rows of so many values to `rows`: large, and each row starts with a register.
+/// Whether to stream results to `rows` of `cols` values: if they are large, and each row starts on a cache line.
 pub fn wanted<T>(rows: &[T], cols: usize) -> bool {
     let whole_lines = (cols * size_of::<T>()).is_multiple_of(64) && rows.as_ptr().align_offset(64) == 0;
     cfg!(target_arch = "x86_64") && whole_lines && size_of_val(rows) >= STREAMED_BYTES
 }
 
-/// As [`Real::store`], past the caches if the place is aligned to the register's stored size. Call [`finish`] after the last.
+/// As [`Real::store`], past the caches if the place is aligned to the register's stored size. Call [`finish`] after the
+/// last.
 #[inline(always)]
 pub fn store<C: Real, S: Simd, G: Storage>(simd: S, vector: C::Vector<S>, values: &mut [G]) {
     #[cfg(target_arch = "x86_64")]
@@ -48,7 +50,7 @@ fn stream<G: Copy>(simd: TypeId, from: &[G], to: &mut [G]) -> bool {
     use pulp::x86::{V3, V4};
     let bytes = size_of_val(from);
     assert!(from.len() == to.len());
-    if to.as_ptr().addr() % bytes.max(1) != 0 {
+    if !to.as_ptr().addr().is_multiple_of(bytes) {
         return false;
     }
     let (from, to) = (from.as_ptr(), to.as_mut_ptr());
