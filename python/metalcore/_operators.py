@@ -76,23 +76,33 @@ def needs_grad(*tensors: "torch.Tensor | None") -> bool:
     return False
 
 
-def check_tensors(op: str, **tensors: "torch.Tensor | None") -> None:
-    """One device and real floating types for every tensor; f64 nowhere on mps."""
+def same_device(op: str, **tensors: "torch.Tensor | None") -> None:
+    """ValueError for tensors of two devices."""
     device = None
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{op}: {name}: got {type(tensor).__name__}, expected a tensor")
-        if not tensor.is_floating_point():
-            if tensor.is_complex():
-                raise NotImplementedError(f"{op}: {name}: got dtype {tensor.dtype}, complex input is not built")
-            raise TypeError(f"{op}: {name}: got dtype {tensor.dtype}, expected a floating dtype")
         if device is None:
             device = tensor.device
-            if device.type not in ("cpu", "cuda", "mps", "meta"):
-                raise NotImplementedError(f"{op}: {name}: got device {device}, expected cpu, cuda or mps")
         elif tensor.device != device:
             raise ValueError(f"{op}: {name}: got device {tensor.device}, expected {device}")
+
+
+def check_tensors(op: str, *, optional: tuple = ("weight", "W"), **tensors: "torch.Tensor | None") -> None:
+    """One device and real floating types for every tensor; f64 nowhere on mps. Those in ``optional`` may be None."""
+    for name, tensor in tensors.items():
+        if tensor is None and name in optional:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{op}: {name}: got {type(tensor).__name__}, expected a tensor")
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            raise NotImplementedError(f"{op}: {name}: got a nested or sparse tensor, expected a plain one")
+        if tensor.is_complex():
+            raise NotImplementedError(f"{op}: {name}: got dtype {tensor.dtype}, expected a real floating dtype")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name}: got dtype {tensor.dtype}, expected a floating dtype")
+        if tensor.device.type not in ("cpu", "cuda", "mps", "meta"):
+            raise NotImplementedError(f"{op}: {name}: got device {tensor.device}, expected cpu, cuda or mps")
         if tensor.dtype == torch.float64 and metal_for(tensor) is not None:
-            raise TypeError(f"{op}: {name}: got dtype torch.float64, which the device mps does not have")
+            raise TypeError(f"{op}: {name}: got dtype torch.float64, expected one that the device mps has")
+    same_device(op, **tensors)

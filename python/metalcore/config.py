@@ -65,7 +65,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "num_threads": _threads,
 }
 _DEFAULTS: dict[str, Any] = {"fallback": "warn", "device": None, "cache_dir": None, "emulate": False, "num_threads": None}
-_values = {name: _CHECKS[name](os.environ.get(f"METALCORE_{name.upper()}") or default) for name, default in _DEFAULTS.items()}
 _local = threading.local()
 # Names of 0.1.16 that choose an algorithm no longer there: readable, without effect.
 _RETIRED = {"GRAM_THRESHOLD": 512, "ENABLE_DE_RIJK_OPT": False}
@@ -89,6 +88,9 @@ def _checked(name: str, value: Any) -> Any:
         return _CHECKS[name](value)
     except ValueError as error:
         raise ValueError(f"config: {name}: {error}") from None
+
+
+_values = {name: _checked(name, os.environ.get(f"METALCORE_{name.upper()}") or default) for name, default in _DEFAULTS.items()}
 
 
 class _Config(types.ModuleType):

@@ -67,6 +67,19 @@ def _backward(ctx: Any, gQ: torch.Tensor, gR: torch.Tensor) -> tuple[torch.Tenso
 torch.library.register_autograd("metalcore::qr", _backward, setup_context=_setup_context)
 
 
+class _Transformed(torch.autograd.Function):
+    """For functorch transforms (vmap, grad)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A, mode):
+        return _op(A, mode)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
 @torch.library.register_vmap("metalcore::qr")
 def _vmap(info: Any, in_dims: tuple, A: torch.Tensor, mode: int = 0) -> tuple[tuple, tuple]:
     q, r = _op(A.movedim(in_dims[0], 0), mode)
@@ -103,7 +116,9 @@ def qr(A: torch.Tensor, mode: str = "reduced") -> QR:
         q, r = qr(A.float(), mode)  # half types: computed in float32, rounded once
         return QR(q.to(A.dtype), r.to(A.dtype))
     try:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or needs_grad(A):
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+            return QR(*_Transformed.apply(A, code))
+        if torch.compiler.is_compiling() or needs_grad(A):
             return QR(*_op(A, code))
         with torch._C._AutoDispatchBelowAutograd():
             return QR(*_op(A, code))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_tensors, needs_grad
+from ._operators import check_tensors, needs_grad, same_device
 
 _fwd = torch.ops.metalcore.rms_norm_fwd.default
 _bwd = torch.ops.metalcore.rms_norm_bwd.default
@@ -34,6 +34,7 @@ def _fake_dw(x: Tensor, weight: Optional[Tensor]) -> Tensor:
 
 @torch.library.register_fake("metalcore::rms_norm_fwd")
 def _(x, weight, normalized, eps):
+    same_device("rms_norm", input=x, weight=weight)
     return x.new_empty(x.shape), _fake_rstd(x, normalized)
 
 
@@ -44,6 +45,7 @@ def _(dy, x, weight, rstd, normalized):
 
 @torch.library.register_fake("metalcore::add_rms_norm_fwd")
 def _(input, residual, weight, normalized, eps):
+    same_device("fused_add_rmsnorm", input=input, residual=residual, weight=weight)
     return input.new_empty(input.shape), input.new_empty(input.shape), _fake_rstd(input, normalized)
 
 
@@ -147,6 +149,51 @@ class _AddNorm(torch.autograd.Function):
         return _add_backward(ctx, dy, d_total, None)
 
 
+class _TransformedNorm(torch.autograd.Function):
+    """For functorch transforms (vmap, grad): the backward pass in torch's own operations, which they know."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, normalized, eps):
+        return _fwd(x, weight, normalized, eps)
+
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def backward(ctx, dy, d_rstd):
+        x, weight, rstd = ctx.saved_tensors
+        dx, dw = _backward_formula(dy, x, weight, rstd, ctx.normalized)
+        return dx, _dw(ctx, weight, dw), None, None
+
+
+class _TransformedAddNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input, residual, weight, normalized, eps):
+        return _add_fwd(input, residual, weight, normalized, eps)
+
+    setup_context = staticmethod(_add_setup_context)
+
+    @staticmethod
+    def backward(ctx, dy, d_total, d_rstd):
+        h, weight, rstd = ctx.saved_tensors
+        dx, dw = _backward_formula(dy, h, weight, rstd, ctx.normalized)
+        dx = dx + d_total
+        return dx, dx, _dw(ctx, weight, dw), None, None
+
+
+def _grad_tracked(*tensors: Optional[Tensor]) -> bool:
+    """Whether functorch's grad looks at one of them: torch.library's own autograd cannot be entered then."""
+    return any(t is not None and torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
+
+
+def _transformed_fwd(x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> tuple[Tensor, Tensor]:
+    function = _TransformedNorm.apply if _grad_tracked(x, weight) else _fwd
+    return function(x, weight, normalized, eps)
+
+
 # Without the wrapper of autograd.Function.apply, which looks for functorch transforms: the callers have looked already.
 _norm_apply = super(torch.autograd.Function, _Norm).apply
 _add_norm_apply = super(torch.autograd.Function, _AddNorm).apply
@@ -155,17 +202,14 @@ _add_norm_apply = super(torch.autograd.Function, _AddNorm).apply
 _EPS = {dtype: torch.finfo(_compute_dtype(dtype)).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
-def _through_dispatcher() -> bool:
-    """Whether the call is being traced or transformed: then the operator, which torch knows how to enter, is called as it is."""
-    return _is_compiling() or _transforms_active()
-
-
 def _norm(op: str, x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> Tensor:
     try:
         if weight is not None and weight.dtype is torch.float64 and x.dtype is not torch.float64:
             weight = weight.float()
-        if _through_dispatcher():
+        if _is_compiling():
             return _fwd(x, weight, normalized, eps)[0]
+        if _transforms_active():
+            return _transformed_fwd(x, weight, normalized, eps)[0]
         if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
             return _norm_apply(x, weight, normalized, eps)
         with _BelowAutograd():
@@ -189,7 +233,7 @@ def rms_norm(
 
     Raises ValueError where shapes do not fit, TypeError for an integer dtype.
     """
-    if not isinstance(input, Tensor):
+    if not isinstance(input, Tensor) or input.is_nested:
         check_tensors("rms_norm", input=input)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if input.shape[-len(shape) :] != shape or not shape:
@@ -259,14 +303,19 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Optional[Tensor],
     try:
         if weight is not None and weight.dtype is torch.float64 and input.dtype is not torch.float64:
             weight = weight.float()
-        if _through_dispatcher():
+        if _is_compiling():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
+        if _transforms_active():
+            function = _TransformedAddNorm.apply if _grad_tracked(input, residual, weight) else _add_fwd
+            return function(input, residual, weight, 1, eps)[:2]
         if needs_grad(input, residual, weight):
             return _add_norm_apply(input, residual, weight, 1, eps)
         with _BelowAutograd():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
     except (RuntimeError, AttributeError) as error:
         check_tensors(op, input=input, residual=residual, weight=weight)
+        if input.ndim < 1:
+            raise ValueError(wrong(op, "input", "shape []", "at least 1 dimension")) from None
         raise translate(error) from None
 
 
@@ -297,8 +346,8 @@ def _mapped(tensor: Optional[Tensor], dim: Optional[int], size: int) -> Optional
 def _vmap(info, in_dims, x, weight, normalized, eps):
     x = _mapped(x, in_dims[0], info.batch_size)
     if weight is None or in_dims[1] is None:
-        return _fwd(x, weight, normalized, eps), (0, 0)
-    y, rstd = _fwd(x, None, normalized, eps)
+        return _transformed_fwd(x, weight, normalized, eps), (0, 0)
+    y, rstd = _transformed_fwd(x, None, normalized, eps)
     weight = weight.movedim(in_dims[1], 0)
     weight = weight.reshape(info.batch_size, *(1,) * (x.ndim - 1 - normalized), *weight.shape[1:])
     compute = _compute_dtype(x.dtype)

@@ -110,7 +110,9 @@ def adamw(before: Snapshot, group: dict[str, Any], grad_scale: float = 1.0) -> d
     m_new, m_size = first + second, np.abs(first) + np.abs(second)
     v_new = beta2 * v + (1 - beta2) * g * g
     root = np.maximum(largest, v_new) if group["amsgrad"] else v_new
-    scale = lr / (1 - beta1**t) / (np.sqrt(root) / np.sqrt(1 - beta2**t) + eps)
+    with np.errstate(divide="ignore"):  # log(0) of a beta of 0
+        left1, left2 = (-np.expm1(t * np.log1p(beta - 1)) for beta in (beta1, beta2))  # 1 - beta^t
+    scale = lr / left1 / (np.sqrt(root) / np.sqrt(left2) + eps)
     p_new = p * (1 - lr * decay) - scale * m_new
     found = {
         "param": Bounded(p_new, rho(dtype) * np.abs(p_new) + 8 * w * (np.abs(p) + scale * m_size)),

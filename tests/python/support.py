@@ -292,6 +292,6 @@ def families(m: int, n: int, dtype: torch.dtype) -> tuple[list[str], Tensor]:
         "one entry": ((rows == m - 1) & (columns == 0)).double(),
         "Hilbert": 1 / (rows + columns + 1),
         "Wilkinson": eye * (rows - (k - 1) / 2).abs() + ((rows - columns).abs() == 1),
-        "Kahan": 0.96 ** rows * (eye - 0.28 * (columns > rows)),
+        "Kahan": 0.96**rows * (eye - 0.28 * (columns > rows)),
     }
     return list(found), torch.stack([X.expand(m, n).to(dtype) for X in found.values()])

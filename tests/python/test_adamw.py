@@ -1,5 +1,5 @@
 """MetalAdamW, the arithmetic: every step of every parameter and moment against its bound, over dtypes, options, numbers of
-tensors and layouts. What it is as an optimiser: test_adamw_optimizer.py.
+tensors and layouts. What it is as an optimiser: test_adamw_optimizer.py, test_adamw_calls.py.
 """
 
 from __future__ import annotations
@@ -100,6 +100,16 @@ def test_gradients_may_have_another_dtype_of_the_device(device, dtype, grad_dtyp
     for _ in range(3):
         give_grads(params, grad_dtype)
         assert_step(optimizer)
+
+
+@pytest.mark.emulated
+def test_float64_on_a_device_without_it_names_the_device(device):
+    params = parameters(device, torch.float64, [(5,)])
+    give_grads(params)
+    before = bits(params[0]).clone()
+    with pytest.raises(TypeError, match="MetalAdamW: .+: got .*float64.*mps"):
+        metalcore.MetalAdamW(params).step()
+    assert torch.equal(bits(params[0]), before)
 
 
 def test_a_group_may_mix_dtypes_of_parameters_and_gradients(device, dtype):

@@ -68,11 +68,6 @@ def test_kernels_are_attributes_with_the_limits_of_the_hardware():
         _ = kernels.missing
 
 
-def test_kernels_know_their_threadgroup_memory():
-    assert library().copy.static_thread_group_memory_length == 0
-    assert library(floats=64).shared.static_thread_group_memory_length == 256
-
-
 def test_every_shipped_text_has_the_prelude_and_compiles_under_its_name():
     assert len(TEXT) > 100
     for name in list(TEXT)[:: len(TEXT) // 12]:

@@ -42,13 +42,17 @@ def as_before():
 
 
 def test_the_environment_is_read_at_import():
-    code, out, err = in_fresh_python(PRINT, FALLBACK="error", DEVICE="cuda:1", CACHE_DIR="somewhere", EMULATE="1", NUM_THREADS="3")
+    code, out, err = in_fresh_python(
+        PRINT, FALLBACK="error", DEVICE="cuda:1", CACHE_DIR="somewhere", EMULATE="1", NUM_THREADS="3"
+    )
     assert code == 0, err
     assert out == "error cuda:1 somewhere True 3"
 
 
 def test_an_empty_variable_is_like_none_and_defaults_hold():
-    code, out, err = in_fresh_python(PRINT, **{name: "" for name in ("FALLBACK", "DEVICE", "CACHE_DIR", "EMULATE", "NUM_THREADS")})
+    code, out, err = in_fresh_python(
+        PRINT, **{name: "" for name in ("FALLBACK", "DEVICE", "CACHE_DIR", "EMULATE", "NUM_THREADS")}
+    )
     assert code == 0, err
     fallback, _, cache_dir, emulate, _ = out.split()
     assert (fallback, emulate) == ("warn", "False")

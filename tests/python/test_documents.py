@@ -33,8 +33,8 @@ def documented() -> list[doctest.DocTest]:
     """Every example in a docstring of a public name."""
     finder = doctest.DocTestFinder(recurse=False)
     globs = {"metalcore": metalcore, "mc": metalcore_backend, "torch": torch}
-    values = {name: getattr(module, name) for module in (metalcore, metalcore_backend) for name in module.__all__}
-    tests = [test for name, value in values.items() for test in finder.find(value, name, globs=dict(globs))]
+    public = [(f"{m.__name__}.{name}", getattr(m, name)) for m in (metalcore, metalcore_backend) for name in m.__all__]
+    tests = [test for name, value in public for test in finder.find(value, name, globs=dict(globs))]
     return [test for test in tests if test.examples]
 
 

@@ -32,7 +32,11 @@ RECTANGULAR = [
     (1, 7), (7, 1), (8, 9), (9, 8), (15, 17), (17, 15), (5, 100), (100, 5), (33, 31), (31, 33), (32, 64), (64, 32),
     (65, 64), (64, 65), (130, 7), (7, 130),
 ]  # fmt: skip
-LONG = [(300, 2), (2, 300), (257, 16)] if EMULATED else [(129, 90), (90, 129), (2000, 3), (3, 2000), (1025, 20), (20, 1025), (300, 130)]
+LONG = (
+    [(300, 2), (2, 300), (257, 16)]
+    if EMULATED
+    else [(129, 90), (90, 129), (2000, 3), (3, 2000), (1025, 20), (20, 1025), (300, 130)]
+)
 SIZES = [(n, n) for n in SQUARE] + RECTANGULAR + LONG
 # Half matrices are widened in front of the same kernels.
 HALF_SIZES = SIZES[::4] if EMULATED else SIZES[::2]

@@ -55,7 +55,9 @@ def test_a_gradient_has_the_dtype_of_its_input(device, dtype, size):
     assert grad.dtype == dtype and grad.shape == A.shape and bool(grad.isfinite().all())
 
 
-@pytest.mark.parametrize("batch, size", [((), (4, 4)), ((2,), (5, 3)), ((2, 1), (3, 5)), ((2,), (1, 1)), ((0,), (3, 2)), ((1,), (7, 7))], ids=str)
+@pytest.mark.parametrize(
+    "batch, size", [((), (4, 4)), ((2,), (5, 3)), ((2, 1), (3, 5)), ((2,), (1, 1)), ((0,), (3, 2)), ((1,), (7, 7))], ids=str
+)
 @pytest.mark.dtypes(torch.float64)
 def test_first_and_second_derivatives_are_those_of_finite_differences(device, dtype, batch, size):
     A = normal(*batch, *size, device=device, dtype=dtype).requires_grad_()

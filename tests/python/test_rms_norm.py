@@ -72,7 +72,10 @@ def test_rows_of_every_length_are_within_the_bounds(device, dtype, length, kind)
     assert_norm_and_gradients(x, length, make_weight(kind, length, device, dtype), 1e-6)
 
 
-@pytest.mark.parametrize("rows, length", [(1, 64), (2, 65), (5, 7), (130, 48)] if EMULATED else [(1, 64), (517, 96), (4099, 8), (20000, 1), (1025, 513)])
+@pytest.mark.parametrize(
+    "rows, length",
+    [(1, 64), (2, 65), (5, 7), (130, 48)] if EMULATED else [(1, 64), (517, 96), (4099, 8), (20000, 1), (1025, 513)],
+)
 def test_any_number_of_rows_is_within_the_bounds(device, dtype, rows, length):
     x = normal(rows, length, device=device, dtype=dtype)
     assert_norm_and_gradients(x, length, make_weight("same dtype", length, device, dtype), 1e-6)
@@ -88,7 +91,9 @@ def test_more_rows_than_any_grid_dimension_are_within_the_bounds(device, dtype):
 @pytest.mark.parametrize("length", range(1, 300))
 def test_every_length_up_to_300_is_within_the_bounds(device, dtype, length):
     for kind in WEIGHTS:
-        assert_norm_and_gradients(normal(2, length, device=device, dtype=dtype), length, make_weight(kind, length, device, dtype), 1e-6)
+        assert_norm_and_gradients(
+            normal(2, length, device=device, dtype=dtype), length, make_weight(kind, length, device, dtype), 1e-6
+        )
 
 
 @pytest.mark.parametrize("other", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -112,7 +117,9 @@ def test_inputs_of_one_to_four_dimensions_are_within_the_bounds(device, dtype, s
     assert_norm_and_gradients(normal(*shape, device=device, dtype=dtype), 40, normal(40, device=device, dtype=dtype), 1e-6)
 
 
-@pytest.mark.parametrize("shape, normalized", [((4, 6), 2), ((3, 4, 6), 2), ((2, 3, 4, 6), 3), ((2, 5, 1, 9), 2), ((2, 3, 4, 1), 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape, normalized", [((4, 6), 2), ((3, 4, 6), 2), ((2, 3, 4, 6), 3), ((2, 5, 1, 9), 2), ((2, 3, 4, 1), 1)], ids=str
+)
 @pytest.mark.parametrize("weighted", [True, False], ids=["weight", "no weight"])
 def test_several_normalized_dimensions_are_one_row(device, dtype, shape, normalized, weighted):
     x = normal(*shape, device=device, dtype=dtype)

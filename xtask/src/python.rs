@@ -11,15 +11,10 @@ pub fn interpreter() -> OsString {
 
 /// The folders where it looks for packages; none where there is no Python.
 pub fn package_folders() -> Vec<PathBuf> {
-    let answer = Command::new(interpreter())
-        .args(["-c", "import sys; print('\\n'.join(sys.path))"])
-        .output();
+    let answer = Command::new(interpreter()).args(["-c", "import sys; print('\\n'.join(sys.path))"]).output();
     let Ok(answer) = answer else {
         return Vec::new();
     };
     let text = String::from_utf8_lossy(&answer.stdout);
-    text.lines()
-        .filter(|line| !line.is_empty())
-        .map(PathBuf::from)
-        .collect()
+    text.lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect()
 }

@@ -41,12 +41,7 @@ impl Recipe<'_> {
     }
 
     /// Loads the library from the cache, or compiles it and leaves it there.
-    pub(crate) fn load(
-        &self,
-        compiler: &Compiler,
-        key: &str,
-        cache: &Path,
-    ) -> Result<Library, Error> {
+    pub(crate) fn load(&self, compiler: &Compiler, key: &str, cache: &Path) -> Result<Library, Error> {
         let stored = Stored::new(cache, key);
         if let Some(library) = stored.load() {
             return Ok(library);
@@ -54,8 +49,7 @@ impl Recipe<'_> {
         let (scratch, cache_is_writable) = scratch(cache)?;
         let library = scratch.path().join("library.so");
         for (name, text) in self.headers.iter().chain(&[("source.cpp", self.text)]) {
-            fs::write(scratch.path().join(name), text)
-                .map_err(Error::io(format!("writing {name}")))?;
+            fs::write(scratch.path().join(name), text).map_err(Error::io(format!("writing {name}")))?;
         }
         compiler.build(&scratch.path().join("source.cpp"), &library, self.flags)?;
         // Loaded where it is: the mapping outlives both the file's name and the file.
@@ -76,10 +70,7 @@ struct Stored {
 
 impl Stored {
     fn new(cache: &Path, key: &str) -> Stored {
-        Stored {
-            library: cache.join(format!("{key}.so")),
-            digest: cache.join(format!("{key}.sha256")),
-        }
+        Stored { library: cache.join(format!("{key}.so")), digest: cache.join(format!("{key}.sha256")) }
     }
 
     fn load(&self) -> Option<Library> {
@@ -109,13 +100,12 @@ fn hex(bytes: &[u8]) -> String {
 
 /// A directory to compile in: beside the cached files, so that they can be renamed, or else anywhere.
 fn scratch(cache: &Path) -> Result<(TempDir, bool), Error> {
-    let beside = fs::create_dir_all(cache)
-        .and_then(|()| tempfile::Builder::new().prefix("build-").tempdir_in(cache));
+    let beside = fs::create_dir_all(cache).and_then(|()| tempfile::Builder::new().prefix("build-").tempdir_in(cache));
     match beside {
         Ok(directory) => Ok((directory, true)),
-        Err(_) => tempfile::tempdir()
-            .map(|directory| (directory, false))
-            .map_err(Error::io("making a temporary directory")),
+        Err(_) => {
+            tempfile::tempdir().map(|directory| (directory, false)).map_err(Error::io("making a temporary directory"))
+        }
     }
 }
 
@@ -128,17 +118,12 @@ fn open(file: &Path) -> Result<Library, libloading::Error> {
 mod tests {
     use super::*;
 
-    const RECIPE: Recipe<'_> = Recipe {
-        headers: &[("one.h", "#define ONE 1\n")],
-        text: "#include \"one.h\"\nint one = ONE;\n",
-        flags: &[],
-    };
+    const RECIPE: Recipe<'_> =
+        Recipe { headers: &[("one.h", "#define ONE 1\n")], text: "#include \"one.h\"\nint one = ONE;\n", flags: &[] };
 
     fn names(cache: &Path) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(cache)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -146,9 +131,7 @@ mod tests {
     #[test]
     fn a_library_and_its_digest_are_left_and_nothing_else() {
         let cache = tempfile::tempdir().unwrap();
-        RECIPE
-            .load(Compiler::get().unwrap(), "key", cache.path())
-            .unwrap();
+        RECIPE.load(Compiler::get().unwrap(), "key", cache.path()).unwrap();
         assert_eq!(names(cache.path()), ["key.sha256", "key.so"]);
     }
 
@@ -169,18 +152,9 @@ mod tests {
         let compiler = Compiler::get().unwrap();
         let key = RECIPE.key(compiler);
         let others = [
-            Recipe {
-                text: "int one = 1;\n",
-                ..RECIPE
-            },
-            Recipe {
-                headers: &[("one.h", "#define ONE 2\n")],
-                ..RECIPE
-            },
-            Recipe {
-                flags: &["-O1"],
-                ..RECIPE
-            },
+            Recipe { text: "int one = 1;\n", ..RECIPE },
+            Recipe { headers: &[("one.h", "#define ONE 2\n")], ..RECIPE },
+            Recipe { flags: &["-O1"], ..RECIPE },
         ];
         assert_eq!(RECIPE.key(compiler), key);
         assert!(others.iter().all(|other| other.key(compiler) != key));

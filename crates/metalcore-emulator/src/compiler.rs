@@ -8,14 +8,7 @@ use std::sync::OnceLock;
 use crate::error::Error;
 
 /// Flags of every compilation.
-const COMMON_FLAGS: [&str; 6] = [
-    "-std=c++17",
-    "-fPIC",
-    "-shared",
-    "-fvisibility=hidden",
-    "-fno-exceptions",
-    "-w",
-];
+const COMMON_FLAGS: [&str; 6] = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions", "-w"];
 
 /// Flags of the runtime, compiled once per machine. The running worker is a thread-local that every access reads:
 /// with the initial-exec model that is one instruction.
@@ -23,13 +16,8 @@ pub(crate) const RUNTIME_FLAGS: [&str; 3] = ["-O2", "-ftls-model=initial-exec", 
 
 /// Flags of a kernel. Measured with g++ 12 on batched QR, SVD and RMSNorm: -O1 compiles in 0.65 of the time of -O2
 /// and runs as fast, since the time goes into checks and switches. No contraction: hosts must agree.
-pub(crate) const KERNEL_FLAGS: [&str; 5] = [
-    "-O1",
-    "-fno-rtti",
-    "-fno-math-errno",
-    "-ffp-contract=off",
-    "-ftrivial-auto-var-init=pattern",
-];
+pub(crate) const KERNEL_FLAGS: [&str; 5] =
+    ["-O1", "-fno-rtti", "-fno-math-errno", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern"];
 
 /// A C++ compiler that answered to `--version`.
 #[derive(Debug)]
@@ -44,12 +32,7 @@ impl Compiler {
     /// The compiler of this process, looked for once.
     pub(crate) fn get() -> Result<&'static Compiler, Error> {
         static COMPILER: OnceLock<Result<Compiler, String>> = OnceLock::new();
-        COMPILER
-            .get_or_init(find)
-            .as_ref()
-            .map_err(|tried| Error::NoCompiler {
-                tried: tried.clone(),
-            })
+        COMPILER.get_or_init(find).as_ref().map_err(|tried| Error::NoCompiler { tried: tried.clone() })
     }
 
     /// Compiles one C++ file to a shared library.
@@ -68,9 +51,7 @@ impl Compiler {
         if result.status.success() {
             return Ok(());
         }
-        Err(Error::Compile {
-            log: String::from_utf8_lossy(&result.stderr).into_owned(),
-        })
+        Err(Error::Compile { log: String::from_utf8_lossy(&result.stderr).into_owned() })
     }
 
     /// Whether the compiler knows a flag. Only the fill of uninitialised variables is newer than C++17.
@@ -95,48 +76,25 @@ impl Compiler {
 
 /// The first compiler that works, or the names of those tried. One that the environment names is the only one tried.
 fn find() -> Result<Compiler, String> {
-    let candidates = match ["METALCORE_CXX", "CXX"]
-        .iter()
-        .find_map(std::env::var_os)
-        .filter(|value| !value.is_empty())
+    let candidates = match ["METALCORE_CXX", "CXX"].iter().find_map(std::env::var_os).filter(|value| !value.is_empty())
     {
         Some(named) => vec![words(&named)],
         None => {
             let python = std::env::var_os("METALCORE_PYTHON").unwrap_or_else(|| "python3".into());
             let zig = vec![python, "-m".into(), "ziglang".into(), "c++".into()];
-            vec![
-                vec!["c++".into()],
-                vec!["g++".into()],
-                vec!["clang++".into()],
-                zig,
-            ]
+            vec![vec!["c++".into()], vec!["g++".into()], vec!["clang++".into()], zig]
         }
     };
     let mut tried = Vec::new();
     for command in candidates {
-        let name = command
-            .iter()
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ");
-        let answer = Command::new(&command[0])
-            .args(&command[1..])
-            .arg("--version")
-            .output();
+        let name = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let answer = Command::new(&command[0]).args(&command[1..]).arg("--version").output();
         match answer {
             Ok(answer) if answer.status.success() => {
                 let version = String::from_utf8_lossy(&answer.stdout).into_owned();
                 // zig checks for undefined behaviour unless told not to.
-                let extra_flags: &[&str] = if name.contains("zig") {
-                    &["-fno-sanitize=undefined"]
-                } else {
-                    &[]
-                };
-                return Ok(Compiler {
-                    command,
-                    extra_flags,
-                    version,
-                });
+                let extra_flags: &[&str] = if name.contains("zig") { &["-fno-sanitize=undefined"] } else { &[] };
+                return Ok(Compiler { command, extra_flags, version });
             }
             _ => tried.push(name),
         }
@@ -149,9 +107,5 @@ fn words(value: &OsString) -> Vec<OsString> {
     if Path::new(value).exists() {
         return vec![value.clone()];
     }
-    value
-        .to_string_lossy()
-        .split_whitespace()
-        .map(OsString::from)
-        .collect()
+    value.to_string_lossy().split_whitespace().map(OsString::from).collect()
 }

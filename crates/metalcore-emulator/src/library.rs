@@ -45,29 +45,16 @@ impl Library {
 
         let compiler = Compiler::get()?;
         let text = sources::kernel_text(source);
-        let recipe = Recipe {
-            headers: &sources::KERNEL_HEADERS,
-            text: &text,
-            flags: &KERNEL_FLAGS,
-        };
+        let recipe = Recipe { headers: &sources::KERNEL_HEADERS, text: &text, flags: &KERNEL_FLAGS };
         let key = recipe.key(compiler);
-        let slot = lock(&LIBRARIES)
-            .get_or_insert_default()
-            .entry(key.clone())
-            .or_default()
-            .clone();
+        let slot = lock(&LIBRARIES).get_or_insert_default().entry(key.clone()).or_default().clone();
         // Held while compiling: who else wants this text waits for it, who wants another does not.
         let mut slot = lock(&slot);
         if slot.is_none() {
             let library = recipe.load(compiler, &key, cache_dir)?;
-            *slot = Some(Box::leak(Box::new(Loaded::new(
-                library,
-                runtime(compiler, cache_dir)?,
-            )?)));
+            *slot = Some(Box::leak(Box::new(Loaded::new(library, runtime(compiler, cache_dir)?)?)));
         }
-        Ok(Library {
-            loaded: slot.expect("filled above"),
-        })
+        Ok(Library { loaded: slot.expect("filled above") })
     }
 
     /// The kernels of the text, in its order.
@@ -93,17 +80,10 @@ impl Library {
         options: &Options,
     ) -> Result<Stats, Error> {
         let kernels = &self.loaded.kernels;
-        let at = kernels
-            .iter()
-            .position(|kernel| kernel.name == name)
-            .ok_or_else(|| Error::NoSuchKernel {
-                name: name.to_owned(),
-                known: kernels
-                    .iter()
-                    .map(|kernel| kernel.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })?;
+        let at = kernels.iter().position(|kernel| kernel.name == name).ok_or_else(|| Error::NoSuchKernel {
+            name: name.to_owned(),
+            known: kernels.iter().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>().join(", "),
+        })?;
         check_kinds(&kernels[at], args)?;
         let entry = &self.loaded.entries[at];
         let arguments: Vec<ffi::Argument> = args.iter().zip(&entry.names).map(argument).collect();
@@ -139,10 +119,7 @@ impl Library {
 }
 
 impl Loaded {
-    fn new(
-        library: libloading::Library,
-        runtime: &'static RuntimeLibrary,
-    ) -> Result<Loaded, Error> {
+    fn new(library: libloading::Library, runtime: &'static RuntimeLibrary) -> Result<Loaded, Error> {
         // SAFETY: Our kernel libraries export this function with this type.
         let kernels = unsafe { library.get::<ffi::KernelsFn>(b"metalcore_emulator_kernels\0")? };
         // SAFETY: The table is constant memory of the runtime, which is never unloaded.
@@ -162,12 +139,7 @@ impl Loaded {
             })
             .collect();
         let kernels = found.into_iter().map(|(info, _)| info).collect();
-        Ok(Loaded {
-            kernels,
-            entries,
-            launch: runtime.launch,
-            _library: library,
-        })
+        Ok(Loaded { kernels, entries, launch: runtime.launch, _library: library })
     }
 }
 
@@ -184,11 +156,7 @@ fn runtime(compiler: &Compiler, cache_dir: &Path) -> Result<&'static RuntimeLibr
     if let Some(runtime) = *runtime {
         return Ok(runtime);
     }
-    let recipe = Recipe {
-        headers: &sources::RUNTIME_HEADERS,
-        text: sources::RUNTIME,
-        flags: &RUNTIME_FLAGS,
-    };
+    let recipe = Recipe { headers: &sources::RUNTIME_HEADERS, text: sources::RUNTIME, flags: &RUNTIME_FLAGS };
     let library = recipe.load(compiler, &recipe.key(compiler), cache_dir)?;
     // SAFETY: The runtime exports these functions with these types.
     let (table, launch) = unsafe {
@@ -197,11 +165,7 @@ fn runtime(compiler: &Compiler, cache_dir: &Path) -> Result<&'static RuntimeLibr
             *library.get::<ffi::LaunchFn>(b"metalcore_emulator_launch\0")?,
         )
     };
-    Ok(runtime.insert(Box::leak(Box::new(RuntimeLibrary {
-        table,
-        launch,
-        _library: library,
-    }))))
+    Ok(runtime.insert(Box::leak(Box::new(RuntimeLibrary { table, launch, _library: library }))))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -213,8 +177,7 @@ fn describe(kernel: &ffi::Kernel) -> KernelInfo {
     // SAFETY: Both are string literals of the library.
     let (name, signature) = unsafe { (text(kernel.name), text(kernel.signature)) };
     // SAFETY: The kernel says how many there are.
-    let arguments =
-        unsafe { std::slice::from_raw_parts(kernel.arguments, kernel.argument_count as usize) };
+    let arguments = unsafe { std::slice::from_raw_parts(kernel.arguments, kernel.argument_count as usize) };
     let args = arguments
         .iter()
         .zip(parameter_names(&signature))
@@ -224,20 +187,14 @@ fn describe(kernel: &ffi::Kernel) -> KernelInfo {
             element_bytes: argument.element_bytes as usize,
         })
         .collect();
-    KernelInfo {
-        name,
-        threads: kernel.threads,
-        args,
-    }
+    KernelInfo { name, threads: kernel.threads, args }
 }
 
 /// # Safety
 /// `pointer` is a C string.
 unsafe fn text(pointer: *const c_char) -> String {
     // SAFETY: By the contract.
-    unsafe { CStr::from_ptr(pointer) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
 fn c_name(name: &str) -> CString {
@@ -265,13 +222,7 @@ fn parameter_names(signature: &str) -> Vec<String> {
             }
             c == ',' && depth == 0
         })
-        .map(|parameter| {
-            parameter
-                .split_whitespace()
-                .next_back()
-                .unwrap_or_default()
-                .to_owned()
-        })
+        .map(|parameter| parameter.split_whitespace().next_back().unwrap_or_default().to_owned())
         .collect()
 }
 
@@ -286,15 +237,8 @@ fn check_kinds(kernel: &KernelInfo, args: &[Arg<'_>]) -> Result<(), Error> {
     }
     for (info, arg) in kernel.args.iter().zip(args) {
         if (info.kind == ArgKind::Params) != matches!(arg, Arg::Params(_)) {
-            let wanted = if info.kind == ArgKind::Params {
-                "a parameter block"
-            } else {
-                "a buffer"
-            };
-            return Err(Error::Launch(format!(
-                "{}: {} is {wanted}",
-                kernel.name, info.name
-            )));
+            let wanted = if info.kind == ArgKind::Params { "a parameter block" } else { "a buffer" };
+            return Err(Error::Launch(format!("{}: {} is {wanted}", kernel.name, info.name)));
         }
     }
     Ok(())
@@ -305,11 +249,7 @@ fn argument((arg, name): (&Arg<'_>, &CString)) -> ffi::Argument {
         Arg::Buffer { pointer, bytes } => (pointer.cast::<c_void>(), bytes),
         Arg::Params(block) => (block.as_ptr().cast_mut().cast::<c_void>(), block.len()),
     };
-    ffi::Argument {
-        pointer,
-        bytes: bytes as u64,
-        name: name.as_ptr(),
-    }
+    ffi::Argument { pointer, bytes: bytes as u64, name: name.as_ptr() }
 }
 
 impl From<&Options> for ffi::Options {
@@ -337,8 +277,7 @@ mod tests {
 
     #[test]
     fn parameter_names_are_found_behind_nested_types() {
-        let signature =
-            "::emu::Buffer<0, const pair<a, b>, ::emu::In> A, const ::emu::Block<1, qr_params> p";
+        let signature = "::emu::Buffer<0, const pair<a, b>, ::emu::In> A, const ::emu::Block<1, qr_params> p";
         assert_eq!(parameter_names(signature), ["A", "p"]);
     }
 }

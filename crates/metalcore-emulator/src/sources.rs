@@ -20,11 +20,8 @@ pub(crate) const RUNTIME: &str = include_str!("cpp/runtime.cpp");
 
 /// Puts the prelude behind the `#define` lines that the text begins with: it depends on them.
 pub(crate) fn kernel_text(source: &str) -> String {
-    let defines: usize = source
-        .split_inclusive('\n')
-        .take_while(|line| line.starts_with("#define "))
-        .map(str::len)
-        .sum();
+    let defines: usize =
+        source.split_inclusive('\n').take_while(|line| line.starts_with("#define ")).map(str::len).sum();
     let (defines, rest) = source.split_at(defines);
     format!("{defines}#include \"prelude.h\"\n{rest}")
 }
@@ -36,10 +33,7 @@ mod tests {
     #[test]
     fn the_prelude_follows_the_defines() {
         let text = kernel_text("#define GK_F64 1\n#define N 4\n#line 1 \"k.metal\"\n#define M 1\n");
-        assert_eq!(
-            text,
-            "#define GK_F64 1\n#define N 4\n#include \"prelude.h\"\n#line 1 \"k.metal\"\n#define M 1\n"
-        );
+        assert_eq!(text, "#define GK_F64 1\n#define N 4\n#include \"prelude.h\"\n#line 1 \"k.metal\"\n#define M 1\n");
     }
 
     #[test]

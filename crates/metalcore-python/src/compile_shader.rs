@@ -95,7 +95,10 @@ impl ShaderKernel {
         for (value, info) in bound.iter().zip(&self.info.args) {
             let is_tensor = matches!(value, Bound_::Memory { .. });
             if is_tensor != (info.kind != ArgKind::Params) {
-                return refuse(format!("argument {}: a tensor goes to a buffer, words to the parameter block", info.name));
+                return refuse(format!(
+                    "argument {}: a tensor goes to a buffer, words to the parameter block",
+                    info.name
+                ));
             }
         }
         let list: Vec<Arg<'_>> = bound
@@ -122,7 +125,13 @@ unsafe impl Send for Launch<'_> {}
 impl Launch<'_> {
     /// # Safety
     /// As `Library::launch`.
-    unsafe fn run(&self, library: &Library, name: &str, groups: u32, size: u32) -> Result<(), metalcore_emulator::Error> {
+    unsafe fn run(
+        &self,
+        library: &Library,
+        name: &str,
+        groups: u32,
+        size: u32,
+    ) -> Result<(), metalcore_emulator::Error> {
         // SAFETY: the caller's promise.
         unsafe { library.launch(name, groups, size, &self.0, &Options::default()) }.map(drop)
     }
@@ -133,7 +142,8 @@ impl Launch<'_> {
 fn bind(arg: &Bound<'_, PyAny>, cast: Option<String>, i: usize) -> PyResult<Bound_> {
     if arg.hasattr("_cdata")? {
         let storage = arg.call_method0("untyped_storage")?;
-        let (start, size): (usize, usize) = (storage.call_method0("data_ptr")?.extract()?, storage.call_method0("nbytes")?.extract()?);
+        let (start, size): (usize, usize) =
+            (storage.call_method0("data_ptr")?.extract()?, storage.call_method0("nbytes")?.extract()?);
         let address: usize = arg.call_method0("data_ptr")?.extract()?;
         let bytes = if address == 0 { 0 } else { start + size - address };
         return Ok(Bound_::Memory { address, bytes });
@@ -142,14 +152,11 @@ fn bind(arg: &Bound<'_, PyAny>, cast: Option<String>, i: usize) -> PyResult<Boun
         return Err(PyTypeError::new_err(format!("argument {i}: a bool cannot be bound")));
     }
     if let Ok(list) = arg.cast::<PyList>() {
-        let values: Vec<i64> = list.extract()?;
-        let bytes = match cast.as_deref() {
-            None => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
-            Some("int32") => values.iter().flat_map(|v| (*v as i32).to_ne_bytes()).collect(),
-            Some("uint8") => values.iter().map(|v| *v as u8).collect(),
-            Some(other) => return Err(PyRuntimeError::new_err(format!("argument {i}: no cast of a list to {other}"))),
-        };
-        return Ok(Bound_::Bytes(bytes));
+        if let Ok(values) = list.extract::<Vec<i64>>() {
+            return ints(&values, cast.as_deref(), i);
+        }
+        let values: Vec<f64> = list.extract()?;
+        return Ok(Bound_::Bytes(values.iter().flat_map(|v| (*v as f32).to_ne_bytes()).collect()));
     }
     if arg.is_instance_of::<PyInt>() {
         return Ok(Bound_::Bytes(arg.extract::<i64>()?.to_ne_bytes().to_vec()));
@@ -158,4 +165,14 @@ fn bind(arg: &Bound<'_, PyAny>, cast: Option<String>, i: usize) -> PyResult<Boun
         return Ok(Bound_::Bytes((value as f32).to_ne_bytes().to_vec()));
     }
     Err(PyTypeError::new_err(format!("argument {i}: {} cannot be bound", arg.get_type().name()?)))
+}
+
+fn ints(values: &[i64], cast: Option<&str>, i: usize) -> PyResult<Bound_> {
+    let bytes = match cast {
+        None => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
+        Some("int32") => values.iter().flat_map(|v| (*v as i32).to_ne_bytes()).collect(),
+        Some("uint8") => values.iter().map(|v| *v as u8).collect(),
+        Some(other) => return Err(PyRuntimeError::new_err(format!("argument {i}: no cast of a list to {other}"))),
+    };
+    Ok(Bound_::Bytes(bytes))
 }

@@ -7,8 +7,7 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 /// Threads of a cpu operator.
 pub fn threads() -> usize {
     match THREADS.load(Ordering::Relaxed) {
-        0 => crate::shim::num_threads()
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        0 => crate::shim::num_threads().unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         count => count,
     }
 }

@@ -43,12 +43,17 @@ pub trait Host {
 
     /// Element type, or a TypeError.
     fn known_dtype(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<DType> {
-        self.dtype(tensor).ok_or_else(|| Error::DType {
+        let wrong = |got: &str, expected: &str| Error::DType {
             op,
             argument,
-            got: "another one".to_owned(),
-            expected: "float16, bfloat16, float32 or float64".to_owned(),
-        })
+            got: got.to_owned(),
+            expected: expected.to_owned(),
+        };
+        match self.dtype(tensor) {
+            None => Err(wrong("another one", "float16, bfloat16, float32 or float64")),
+            Some(DType::F64) if !self.device().caps().float64 => Err(wrong("float64", "one that the device mps has")),
+            Some(dtype) => Ok(dtype),
+        }
     }
 }
 

@@ -61,8 +61,9 @@ impl MetalDevice {
         eps: f64,
     ) -> PyResult<(Object, Object)> {
         let host = Objects(self.0.clone());
-        let ops::rms_norm::Normed { y, rstd, .. } = ops::rms_norm::forward(&host, buffer(x), None, weight.map(buffer), normalized, eps)
-            .map_err(python_error)?;
+        let ops::rms_norm::Normed { y, rstd, .. } =
+            ops::rms_norm::forward(&host, buffer(x), None, weight.map(buffer), normalized, eps)
+                .map_err(python_error)?;
         Ok((object(py, &y), object(py, &rstd)))
     }
 
@@ -78,7 +79,8 @@ impl MetalDevice {
         let host = Objects(self.0.clone());
         let (input, residual) = (buffer(input), buffer(residual));
         let ops::rms_norm::Normed { y, sum, rstd } =
-            ops::rms_norm::forward(&host, input, Some(residual), weight.map(buffer), normalized, eps).map_err(python_error)?;
+            ops::rms_norm::forward(&host, input, Some(residual), weight.map(buffer), normalized, eps)
+                .map_err(python_error)?;
         let sum = sum.expect("the residual form has a sum");
         Ok((object(py, &y), object(py, &sum), object(py, &rstd)))
     }
@@ -94,7 +96,8 @@ impl MetalDevice {
     ) -> PyResult<(Object, Object)> {
         let host = Objects(self.0.clone());
         let (dy, x, rstd) = (buffer(dy), buffer(x), buffer(rstd));
-        let (dx, dw) = ops::rms_norm::backward(&host, dy, None, x, weight.map(buffer), rstd, normalized).map_err(python_error)?;
+        let (dx, dw) =
+            ops::rms_norm::backward(&host, dy, None, x, weight.map(buffer), rstd, normalized).map_err(python_error)?;
         Ok((object(py, &dx), object(py, &dw)))
     }
 
@@ -110,8 +113,8 @@ impl MetalDevice {
     ) -> PyResult<(Object, Object)> {
         let host = Objects(self.0.clone());
         let (dy, d_sum, h, rstd) = (buffer(dy), buffer(d_residual_out), buffer(residual_out), buffer(rstd));
-        let (dx, dw) =
-            ops::rms_norm::backward(&host, dy, Some(d_sum), h, weight.map(buffer), rstd, normalized).map_err(python_error)?;
+        let (dx, dw) = ops::rms_norm::backward(&host, dy, Some(d_sum), h, weight.map(buffer), rstd, normalized)
+            .map_err(python_error)?;
         Ok((object(py, &dx), object(py, &dw)))
     }
 }

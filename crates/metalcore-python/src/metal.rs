@@ -167,8 +167,6 @@ impl Host for Objects {
         kind == self.0.inner.place
     }
     fn contiguous(&self, tensor: Buffer) -> Result<Buffer> {
-        Python::attach(|py| {
-            tensor.call_method0(py, "contiguous").map(Arc::new).map_err(|e| failed(py, e))
-        })
+        Python::attach(|py| tensor.call_method0(py, "contiguous").map(Arc::new).map_err(|e| failed(py, e)))
     }
 }

@@ -40,11 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let start = Instant::now();
     let mut units = metalcore::kernels::all();
     units.retain(|unit| unit.name().contains(&arguments.only));
-    let checks = Checks {
-        nvrtc: Nvrtc::load()?,
-        metal: MetalCheck::new()?,
-        passed: Passed::open()?,
-    };
+    let checks = Checks { nvrtc: Nvrtc::load()?, metal: MetalCheck::new()?, passed: Passed::open()? };
 
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
@@ -59,25 +55,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Ok(())
     };
     std::thread::scope(|scope| {
-        let spawn = || {
-            std::thread::Builder::new()
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, work)
-        };
-        let workers = (0..arguments.threads.max(1))
-            .map(|_| spawn())
-            .collect::<Result<Vec<_>, _>>()?;
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().expect("a check does not panic"))
+        let spawn = || std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
+        let workers = (0..arguments.threads.max(1)).map(|_| spawn()).collect::<Result<Vec<_>, _>>()?;
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a check does not panic"))
     })?;
 
     let failed = failed.into_inner().expect("no holder panics");
-    let verdict = |job: &str| match failed
-        .iter()
-        .filter(|finding| finding.starts_with(job))
-        .count()
-    {
+    let verdict = |job: &str| match failed.iter().filter(|finding| finding.starts_with(job)).count() {
         0 => "ok".to_owned(),
         1 => "1 finding".to_owned(),
         count => format!("{count} findings"),
@@ -90,11 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         verdict("Metal"),
         start.elapsed().as_secs_f64()
     );
-    Ok(if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 struct Checks {
@@ -111,24 +91,15 @@ impl Checks {
         for architecture in ARCHITECTURES {
             let found = self
                 .passed
-                .unless(&[architecture, self.nvrtc.version(), &cuda], || {
-                    self.nvrtc.check(&cuda, architecture)
-                })?;
-            findings.extend(
-                found
-                    .into_iter()
-                    .map(|finding| format!("{architecture}: {finding}")),
-            );
+                .unless(&[architecture, self.nvrtc.version(), &cuda], || self.nvrtc.check(&cuda, architecture))?;
+            findings.extend(found.into_iter().map(|finding| format!("{architecture}: {finding}")));
         }
         if unit.metal() {
             let text = unit.metal_text();
             let threads = unit.threads().to_string();
-            let found =
-                self.passed
-                    .unless(&["metal", self.metal.version(), &threads, &text], || {
-                        self.metal
-                            .check(&text, Some((unit.entry(), unit.threads())))
-                    })?;
+            let found = self.passed.unless(&["metal", self.metal.version(), &threads, &text], || {
+                self.metal.check(&text, Some((unit.entry(), unit.threads())))
+            })?;
             findings.extend(found.into_iter().map(|finding| format!("Metal: {finding}")));
         }
         Ok(findings)

@@ -44,16 +44,11 @@ impl Nvrtc {
         if let Some(named) = std::env::var_os("METALCORE_NVRTC") {
             // SAFETY: The user names it as NVRTC, whose initialisers have no conditions.
             let library = unsafe { Library::new(&named) };
-            return Nvrtc::new(
-                library.map_err(|error| anyhow::anyhow!("METALCORE_NVRTC: {error}"))?,
-            );
+            return Nvrtc::new(library.map_err(|error| anyhow::anyhow!("METALCORE_NVRTC: {error}"))?);
         }
         let from_python = python::package_folders().into_iter().flat_map(|folder| {
             let nvidia = folder.join("nvidia");
-            [
-                nvidia.join("cu13/lib/libnvrtc.so.13"),
-                nvidia.join("cuda_nvrtc/lib/libnvrtc.so.12"),
-            ]
+            [nvidia.join("cu13/lib/libnvrtc.so.13"), nvidia.join("cuda_nvrtc/lib/libnvrtc.so.12")]
         });
         let from_system = ["libnvrtc.so.13", "libnvrtc.so.12"].map(PathBuf::from);
         // SAFETY: As above.
@@ -93,11 +88,8 @@ impl Nvrtc {
     /// Compiles a text to machine code. Errors, warnings and register spills are findings.
     pub fn check(&self, text: &str, architecture: &str) -> Result<Vec<String>> {
         let (compiled, log) = self.compile(text, architecture)?;
-        let mut findings: Vec<String> = log
-            .lines()
-            .filter(|line| is_complaint(line))
-            .map(|line| line.trim().to_owned())
-            .collect();
+        let mut findings: Vec<String> =
+            log.lines().filter(|line| is_complaint(line)).map(|line| line.trim().to_owned()).collect();
         if !text.contains(ALLOW_SPILL) {
             findings.extend(spills(&log));
         }
@@ -118,15 +110,7 @@ impl Nvrtc {
         let mut program = ptr::null_mut();
         // SAFETY: The strings outlive the calls, and a program is used between its creation and destruction only.
         unsafe {
-            if (self.create)(
-                &mut program,
-                text.as_ptr(),
-                c"kernel.cu".as_ptr(),
-                0,
-                ptr::null(),
-                ptr::null(),
-            ) != 0
-            {
+            if (self.create)(&mut program, text.as_ptr(), c"kernel.cu".as_ptr(), 0, ptr::null(), ptr::null()) != 0 {
                 bail!("NVRTC cannot create a program");
             }
             let status = (self.compile)(program, options.len() as c_int, options.as_ptr());
@@ -142,9 +126,7 @@ impl Nvrtc {
 }
 
 fn is_complaint(line: &str) -> bool {
-    ["error", "warning", "fatal"]
-        .iter()
-        .any(|word| line.contains(word))
+    ["error", "warning", "fatal"].iter().any(|word| line.contains(word))
 }
 
 /// The kernels of a log that spill registers: `... N bytes spill stores, M bytes spill loads`.
@@ -168,11 +150,9 @@ fn spills(log: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const CUDA_PRELUDE: &str =
-        include_str!("../../../crates/metalcore/src/device/gpu/prelude/cuda.h");
+    const CUDA_PRELUDE: &str = include_str!("../../../crates/metalcore/src/device/gpu/prelude/cuda.h");
     const COMMON: &str = include_str!("../../../crates/metalcore/src/device/gpu/prelude/common.h");
-    const VOCABULARY: &str =
-        include_str!("../../../crates/metalcore-emulator/tests/emulator/kernels/vocabulary.metal");
+    const VOCABULARY: &str = include_str!("../../../crates/metalcore-emulator/tests/emulator/kernels/vocabulary.metal");
 
     fn text(defines: &str, body: &str) -> String {
         format!(
@@ -185,9 +165,7 @@ mod tests {
         let nvrtc = Nvrtc::load().unwrap();
         for defines in ["", "#define GK_F64 1\n", "#define GK_MIN_GROUPS 2\n"] {
             for architecture in crate::kernels::ARCHITECTURES {
-                let findings = nvrtc
-                    .check(&text(defines, VOCABULARY), architecture)
-                    .unwrap();
+                let findings = nvrtc.check(&text(defines, VOCABULARY), architecture).unwrap();
                 assert_eq!(findings, [""; 0], "{defines}{architecture}");
             }
         }
@@ -196,20 +174,10 @@ mod tests {
     #[test]
     fn errors_and_warnings_are_findings_with_their_line() {
         let nvrtc = Nvrtc::load().unwrap();
-        let error = nvrtc
-            .check(&text("", "G_FN float f() { return y; }\n"), "sm_90")
-            .unwrap();
+        let error = nvrtc.check(&text("", "G_FN float f() { return y; }\n"), "sm_90").unwrap();
         assert!(error[0].starts_with("body.metal(1): error"), "{error:?}");
-        let warning = nvrtc
-            .check(
-                &text("", "G_FN float f() { float x; return x; }\n"),
-                "sm_90",
-            )
-            .unwrap();
-        assert!(
-            warning[0].starts_with("body.metal(1): warning"),
-            "{warning:?}"
-        );
+        let warning = nvrtc.check(&text("", "G_FN float f() { float x; return x; }\n"), "sm_90").unwrap();
+        assert!(warning[0].starts_with("body.metal(1): warning"), "{warning:?}");
     }
 
     #[test]
@@ -221,10 +189,7 @@ mod tests {
             G_UNROLL for (uint i = 0; i < 100; ++i) y[i * p.n] = r[i];\n}\n";
         let nvrtc = Nvrtc::load().unwrap();
         let findings = nvrtc.check(&text("", body), "sm_90").unwrap();
-        assert!(
-            findings.len() == 1 && findings[0].starts_with("greedy spills "),
-            "{findings:?}"
-        );
+        assert!(findings.len() == 1 && findings[0].starts_with("greedy spills "), "{findings:?}");
         let allowed = text("#define GK_ALLOW_SPILL \"a test\"\n", body);
         assert_eq!(nvrtc.check(&allowed, "sm_90").unwrap(), [""; 0]);
     }

@@ -13,21 +13,15 @@ pub struct Passed {
 impl Passed {
     /// The record under the build folder.
     pub fn open() -> Result<Passed> {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target"),
-            PathBuf::from,
-        );
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target"), PathBuf::from);
         let folder = target.join("kernel-checks");
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         Ok(Passed { folder })
     }
 
     /// The findings of a check, which is not run where the same passed before.
-    pub fn unless(
-        &self,
-        what: &[&str],
-        check: impl FnOnce() -> Result<Vec<String>>,
-    ) -> Result<Vec<String>> {
+    pub fn unless(&self, what: &[&str], check: impl FnOnce() -> Result<Vec<String>>) -> Result<Vec<String>> {
         let mut hash = Sha256::new();
         for part in what {
             hash.update(part.len().to_le_bytes());
@@ -52,9 +46,7 @@ mod tests {
     #[test]
     fn only_what_passed_is_not_checked_again() {
         let folder = tempfile::tempdir().unwrap();
-        let passed = Passed {
-            folder: folder.path().to_owned(),
-        };
+        let passed = Passed { folder: folder.path().to_owned() };
         let mut checks = 0;
         let mut check = |what: &[&str], findings: &[&str]| {
             let findings = findings.iter().map(|finding| finding.to_string()).collect();

@@ -13,20 +13,13 @@ fn library(float64: bool) -> Library {
 
 /// Denormals count here.
 fn options() -> Options {
-    Options {
-        flush_denormals: false,
-        ..Options::default()
-    }
+    Options { flush_denormals: false, ..Options::default() }
 }
 
 /// What the kernel `narrow` makes of float32 values: half, bfloat, float.
 fn narrow_f32(x: &[f32]) -> [Memory; 3] {
     let n = x.len();
-    let mut out = [
-        Memory::new::<u16>(n),
-        Memory::new::<u16>(n),
-        Memory::new::<f32>(n),
-    ];
+    let mut out = [Memory::new::<u16>(n), Memory::new::<u16>(n), Memory::new::<f32>(n)];
     let [h, b, f] = &mut out;
     run(
         &library(false),
@@ -42,11 +35,7 @@ fn narrow_f32(x: &[f32]) -> [Memory; 3] {
 
 fn narrow_f64(x: &[f64]) -> [Memory; 3] {
     let n = x.len();
-    let mut out = [
-        Memory::new::<u16>(n),
-        Memory::new::<u16>(n),
-        Memory::new::<f32>(n),
-    ];
+    let mut out = [Memory::new::<u16>(n), Memory::new::<u16>(n), Memory::new::<f32>(n)];
     let [h, b, f] = &mut out;
     run(
         &library(true),
@@ -77,14 +66,7 @@ fn assert_bfloat(x: f64, got: u16, expected: bf16) {
 
 /// Every value of both 16-bit types, widened by `half`.
 fn all_values() -> Vec<f32> {
-    (0..=u16::MAX)
-        .flat_map(|bits| {
-            [
-                f16::from_bits(bits).to_f32(),
-                bf16::from_bits(bits).to_f32(),
-            ]
-        })
-        .collect()
+    (0..=u16::MAX).flat_map(|bits| [f16::from_bits(bits).to_f32(), bf16::from_bits(bits).to_f32()]).collect()
 }
 
 #[test]
@@ -93,39 +75,12 @@ fn every_16_bit_value_widens_exactly() {
     let n = all.len();
     let mut from_half = Memory::new::<f32>(n);
     let mut from_bfloat = Memory::new::<f32>(n);
-    let memory = &mut [
-        &mut Memory::of(&all),
-        &mut Memory::of(&all),
-        &mut from_half,
-        &mut from_bfloat,
-    ];
-    run(
-        &library(false),
-        "widen",
-        n as u32 / 32,
-        memory,
-        &[n as u32, 0],
-        &options(),
-    )
-    .unwrap();
-    for (bits, (h, b)) in all.iter().zip(
-        from_half
-            .to::<f32>()
-            .into_iter()
-            .zip(from_bfloat.to::<f32>()),
-    ) {
-        let (expected_h, expected_b) = (
-            f16::from_bits(*bits).to_f32(),
-            bf16::from_bits(*bits).to_f32(),
-        );
-        assert!(
-            h.to_bits() == expected_h.to_bits() || h.is_nan() && expected_h.is_nan(),
-            "half {bits:#x}"
-        );
-        assert!(
-            b.to_bits() == expected_b.to_bits() || b.is_nan() && expected_b.is_nan(),
-            "bfloat {bits:#x}"
-        );
+    let memory = &mut [&mut Memory::of(&all), &mut Memory::of(&all), &mut from_half, &mut from_bfloat];
+    run(&library(false), "widen", n as u32 / 32, memory, &[n as u32, 0], &options()).unwrap();
+    for (bits, (h, b)) in all.iter().zip(from_half.to::<f32>().into_iter().zip(from_bfloat.to::<f32>())) {
+        let (expected_h, expected_b) = (f16::from_bits(*bits).to_f32(), bf16::from_bits(*bits).to_f32());
+        assert!(h.to_bits() == expected_h.to_bits() || h.is_nan() && expected_h.is_nan(), "half {bits:#x}");
+        assert!(b.to_bits() == expected_b.to_bits() || b.is_nan() && expected_b.is_nan(), "bfloat {bits:#x}");
     }
 }
 
@@ -150,19 +105,10 @@ fn float32_rounds_to_nearest_even() {
         let next = bits.wrapping_add(1);
         for (low, high) in [
             (f16::from_bits(bits).to_f32(), f16::from_bits(next).to_f32()),
-            (
-                bf16::from_bits(bits).to_f32(),
-                bf16::from_bits(next).to_f32(),
-            ),
+            (bf16::from_bits(bits).to_f32(), bf16::from_bits(next).to_f32()),
         ] {
             let middle = ((f64::from(low) + f64::from(high)) / 2.0) as f32;
-            values.extend([
-                middle,
-                middle.next_up(),
-                middle.next_down(),
-                low.next_up(),
-                low.next_down(),
-            ]);
+            values.extend([middle, middle.next_up(), middle.next_down(), low.next_up(), low.next_down()]);
         }
     }
     let [h, b, _] = narrow_f32(&values);
@@ -175,27 +121,13 @@ fn float32_rounds_to_nearest_even() {
 /// A double just beside a midpoint: rounding by way of float32 would lose on which side it lies.
 #[test]
 fn float64_rounds_once() {
-    let mut values = vec![
-        0.0,
-        -0.0,
-        f64::NAN,
-        f64::INFINITY,
-        1e300,
-        -1e300,
-        1e-300,
-        65519.999999,
-        65520.0,
-        3.4e38,
-        3.39e38,
-    ];
+    let mut values =
+        vec![0.0, -0.0, f64::NAN, f64::INFINITY, 1e300, -1e300, 1e-300, 65519.999999, 65520.0, 3.4e38, 3.39e38];
     for bits in (0..=u16::MAX).step_by(7) {
         let next = bits.wrapping_add(1);
         for (low, high) in [
             (f16::from_bits(bits).to_f64(), f16::from_bits(next).to_f64()),
-            (
-                bf16::from_bits(bits).to_f64(),
-                bf16::from_bits(next).to_f64(),
-            ),
+            (bf16::from_bits(bits).to_f64(), bf16::from_bits(next).to_f64()),
         ] {
             let middle = (low + high) / 2.0;
             values.extend([middle, middle.next_up(), middle.next_down()]);
@@ -207,26 +139,12 @@ fn float64_rounds_once() {
         assert_half(
             *x,
             h[i],
-            nearest(
-                *x,
-                f16::from_f32(*x as f32),
-                2f64.powi(16),
-                f16::to_f64,
-                f16::to_bits,
-                f16::from_bits,
-            ),
+            nearest(*x, f16::from_f32(*x as f32), 2f64.powi(16), f16::to_f64, f16::to_bits, f16::from_bits),
         );
         assert_bfloat(
             *x,
             b[i],
-            nearest(
-                *x,
-                bf16::from_f32(*x as f32),
-                2f64.powi(128),
-                bf16::to_f64,
-                bf16::to_bits,
-                bf16::from_bits,
-            ),
+            nearest(*x, bf16::from_f32(*x as f32), 2f64.powi(128), bf16::to_f64, bf16::to_bits, bf16::from_bits),
         );
         assert!(f[i].to_bits() == (*x as f32).to_bits() || x.is_nan());
     }
@@ -234,14 +152,7 @@ fn float64_rounds_once() {
 
 /// The 16-bit number nearest to x, ties to even, from a guess that is at most one step off. `infinity` is where
 /// the next finite number would be.
-fn nearest<H: Copy>(
-    x: f64,
-    guess: H,
-    infinity: f64,
-    value: fn(H) -> f64,
-    bits: fn(H) -> u16,
-    from: fn(u16) -> H,
-) -> H {
+fn nearest<H: Copy>(x: f64, guess: H, infinity: f64, value: fn(H) -> f64, bits: fn(H) -> u16, from: fn(u16) -> H) -> H {
     if x.is_nan() {
         return guess;
     }
@@ -251,9 +162,7 @@ fn nearest<H: Copy>(
         .filter(|h| !value(*h).is_nan() && value(*h).is_sign_negative() == x.is_sign_negative())
         .min_by(|a, b| {
             let distance = |h| (place(h) - x).abs();
-            distance(a)
-                .total_cmp(&distance(b))
-                .then((bits(*a) & 1).cmp(&(bits(*b) & 1)))
+            distance(a).total_cmp(&distance(b)).then((bits(*a) & 1).cmp(&(bits(*b) & 1)))
         })
         .unwrap_or(guess)
 }

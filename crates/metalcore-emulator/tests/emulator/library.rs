@@ -15,15 +15,7 @@ fn text(value: u32) -> String {
 
 fn assert_runs(library: &Library, value: u32) {
     let mut y = Memory::new::<u32>(32);
-    run(
-        library,
-        "value",
-        1,
-        &mut [&mut y],
-        &[1],
-        &Options::default(),
-    )
-    .unwrap();
+    run(library, "value", 1, &mut [&mut y], &[1], &Options::default()).unwrap();
     assert_eq!(y.to::<u32>(), [value; 32]);
 }
 
@@ -34,22 +26,14 @@ fn cache() -> &'static Path {
 #[test]
 fn a_cache_that_cannot_be_made_is_done_without() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    assert_runs(
-        &Library::compile(&text(1), &file.path().join("below")).unwrap(),
-        1,
-    );
+    assert_runs(&Library::compile(&text(1), &file.path().join("below")).unwrap(), 1);
 }
 
 #[test]
 fn threads_may_compile_and_launch_at_once() {
     std::thread::scope(|scope| {
         for i in 0..8 {
-            scope.spawn(move || {
-                assert_runs(
-                    &Library::compile(&text(10 + i % 2), cache()).unwrap(),
-                    10 + i % 2,
-                )
-            });
+            scope.spawn(move || assert_runs(&Library::compile(&text(10 + i % 2), cache()).unwrap(), 10 + i % 2));
         }
     });
 }
@@ -64,8 +48,5 @@ fn a_text_that_does_not_compile_is_an_error_with_its_line() {
 fn an_unknown_kernel_is_an_error_with_the_known_names() {
     let library = Library::compile(&text(2), cache()).unwrap();
     let error = run(&library, "values", 1, &mut [], &[1], &Options::default()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "no kernel values in the library, which has: value"
-    );
+    assert_eq!(error.to_string(), "no kernel values in the library, which has: value");
 }

@@ -36,44 +36,20 @@ struct Rows {
     groups: u32,
     threads: u32,
 }
-const ROWS: Rows = Rows {
-    rows: 2,
-    cols: 100,
-    stride: 100,
-    vec: 1,
-    groups: 2,
-    threads: 256,
-};
+const ROWS: Rows = Rows { rows: 2, cols: 100, stride: 100, vec: 1, groups: 2, threads: 256 };
 
 impl Rows {
     fn run(&self, body: &str) -> Result<Stats, Error> {
-        self.outputs(body, &Options::default())
-            .map(|(stats, _)| stats)
+        self.outputs(body, &Options::default()).map(|(stats, _)| stats)
     }
 
     fn outputs(&self, body: &str, options: &Options) -> Result<(Stats, Vec<f32>), Error> {
         let library = library(&[("ROW_THREADS", self.threads)], "row_scale.metal", body)?;
         let count = (self.rows * self.stride) as usize;
         let mut x = Memory::of(&(0..count).map(|i| (i % 7) as f32 - 2.5).collect::<Vec<_>>());
-        let (mut y, mut scale) = (
-            Memory::new::<f32>(count),
-            Memory::new::<f32>(self.rows as usize),
-        );
-        let params = [
-            self.rows,
-            self.cols,
-            self.stride,
-            self.vec,
-            1e-6f32.to_bits(),
-        ];
-        let stats = run(
-            &library,
-            "row_scale_f32",
-            self.groups,
-            &mut [&mut x, &mut y, &mut scale],
-            &params,
-            options,
-        )?;
+        let (mut y, mut scale) = (Memory::new::<f32>(count), Memory::new::<f32>(self.rows as usize));
+        let params = [self.rows, self.cols, self.stride, self.vec, 1e-6f32.to_bits()];
+        let stats = run(&library, "row_scale_f32", self.groups, &mut [&mut x, &mut y, &mut scale], &params, options)?;
         Ok((stats, y.to()))
     }
 }
@@ -84,14 +60,7 @@ fn exchange(body: &str, kernel: &str, groups: u32, options: &Options) -> Result<
     let count = 64 * groups as usize;
     let mut x = Memory::of(&(0..count).map(|i| i as f32).collect::<Vec<_>>());
     let mut y = Memory::new::<f32>(count);
-    run(
-        &library,
-        kernel,
-        groups,
-        &mut [&mut x, &mut y],
-        &[count as u32],
-        options,
-    )?;
+    run(&library, kernel, groups, &mut [&mut x, &mut y], &[count as u32], options)?;
     Ok(y.to())
 }
 
@@ -103,10 +72,7 @@ fn assert_exchange_says(from: &str, to: &str, kernel: &str, expected: &str) {
 #[test]
 fn without_a_bug_every_schedule_gives_the_same_bits() {
     let run = |schedule| {
-        let options = Options {
-            schedule,
-            ..Options::default()
-        };
+        let options = Options { schedule, ..Options::default() };
         let (_, y) = ROWS.outputs(ROW_SCALE, &options).unwrap();
         let reversed = exchange(EXCHANGE, "reverse_group", 2, &options).unwrap();
         let totals = exchange(EXCHANGE, "simd_total", 2, &options).unwrap();
@@ -124,35 +90,14 @@ fn without_a_bug_every_schedule_gives_the_same_bits() {
 
 #[test]
 fn several_workers_give_the_same_bits() {
-    let run = |workers| {
-        exchange(
-            EXCHANGE,
-            "reverse_group",
-            50,
-            &Options {
-                workers,
-                ..Options::default()
-            },
-        )
-        .unwrap()
-    };
+    let run = |workers| exchange(EXCHANGE, "reverse_group", 50, &Options { workers, ..Options::default() }).unwrap();
     assert_eq!(run(3), run(1));
 }
 
 #[test]
 fn a_tail_read_past_the_end() {
-    let body = planted(
-        ROW_SCALE,
-        "i < p.cols; i += ROW_THREADS) {",
-        "i < p.cols + 1; i += ROW_THREADS) {",
-    );
-    let rows = Rows {
-        rows: 1,
-        cols: 101,
-        stride: 101,
-        groups: 1,
-        ..ROWS
-    };
+    let body = planted(ROW_SCALE, "i < p.cols; i += ROW_THREADS) {", "i < p.cols + 1; i += ROW_THREADS) {");
+    let rows = Rows { rows: 1, cols: 101, stride: 101, groups: 1, ..ROWS };
     assert_says(
         rows.run(&body),
         "row_scale_f32: group 0 thread 1: out-of-bounds read: x[101] of 101 elements of 4 bytes",
@@ -161,30 +106,14 @@ fn a_tail_read_past_the_end() {
 
 #[test]
 fn an_index_below_zero() {
-    let body = planted(
-        ROW_SCALE,
-        "const float v = gk_real(x[row + i]);",
-        "const float v = gk_real(x[row + i - 1]);",
-    );
-    let rows = Rows {
-        cols: 3,
-        stride: 3,
-        vec: 0,
-        ..ROWS
-    };
-    assert_says(
-        rows.run(&body),
-        "group 0 thread 0: out-of-bounds read: x[-1] of 6 elements",
-    );
+    let body = planted(ROW_SCALE, "const float v = gk_real(x[row + i]);", "const float v = gk_real(x[row + i - 1]);");
+    let rows = Rows { cols: 3, stride: 3, vec: 0, ..ROWS };
+    assert_says(rows.run(&body), "group 0 thread 0: out-of-bounds read: x[-1] of 6 elements");
 }
 
 #[test]
 fn a_vector_read_of_a_misaligned_row() {
-    let rows = Rows {
-        cols: 7,
-        stride: 7,
-        ..ROWS
-    };
+    let rows = Rows { cols: 7, stride: 7, ..ROWS };
     assert_says(
         rows.run(ROW_SCALE),
         "group 1 thread 0: misaligned 4-wide read: x[7], address not a multiple of 16 bytes",
@@ -194,17 +123,8 @@ fn a_vector_read_of_a_misaligned_row() {
 #[test]
 fn a_vector_read_past_the_end() {
     let body = planted(ROW_SCALE, "p.cols / 4 * 4 : 0", "(p.cols + 3) / 4 * 4 : 0");
-    let rows = Rows {
-        rows: 1,
-        cols: 101,
-        stride: 101,
-        groups: 1,
-        ..ROWS
-    };
-    assert_says(
-        rows.run(&body),
-        "thread 25: out-of-bounds read: x[101] of 101 elements",
-    );
+    let rows = Rows { rows: 1, cols: 101, stride: 101, groups: 1, ..ROWS };
+    assert_says(rows.run(&body), "thread 25: out-of-bounds read: x[101] of 101 elements");
 }
 
 #[test]
@@ -288,185 +208,91 @@ fn two_groups_at_one_element() {
 
 #[test]
 fn a_barrier_under_a_condition() {
-    let body = planted(
-        ROW_SCALE,
-        SUM,
-        &format!("  if (c.tid < 64) tg_barrier();\n{SUM}"),
-    );
+    let body = planted(ROW_SCALE, SUM, &format!("  if (c.tid < 64) tg_barrier();\n{SUM}"));
     let message = message(ROWS.run(&body));
-    assert!(
-        message.contains("divergent barrier: common.h:"),
-        "{message}"
-    );
-    assert!(
-        message.contains("while another thread waits at row_scale.metal:"),
-        "{message}"
-    );
+    assert!(message.contains("divergent barrier: common.h:"), "{message}");
+    assert!(message.contains("while another thread waits at row_scale.metal:"), "{message}");
 }
 
 #[test]
 fn a_return_before_a_barrier() {
-    let body = planted(
-        ROW_SCALE,
-        SUM,
-        &format!("  if (c.tid >= p.cols) return;\n{SUM}"),
-    );
+    let body = planted(ROW_SCALE, SUM, &format!("  if (c.tid >= p.cols) return;\n{SUM}"));
     let message = message(ROWS.run(&body));
     assert!(
-        message.contains(
-            "group 0: divergent barrier (deadlock): thread 0 waits in tg_barrier at common.h:"
-        ),
+        message.contains("group 0: divergent barrier (deadlock): thread 0 waits in tg_barrier at common.h:"),
         "{message}"
     );
-    assert!(
-        message.contains("thread 96 waits in sg_sum at common.h:"),
-        "{message}"
-    );
+    assert!(message.contains("thread 96 waits in sg_sum at common.h:"), "{message}");
     assert!(message.contains("thread 100 has returned"), "{message}");
 }
 
 #[test]
 fn a_simd_sum_under_a_lane_condition() {
-    let body = planted(
-        ROW_SCALE,
-        SUM,
-        &format!("  if (c.lane < p.cols % 32) sum = sg_sum(sum);\n{SUM}"),
-    );
+    let body = planted(ROW_SCALE, SUM, &format!("  if (c.lane < p.cols % 32) sum = sg_sum(sum);\n{SUM}"));
     let message = message(ROWS.run(&body));
-    assert!(
-        message.contains("group 0 thread 4: divergent simd-group operation: sg_sum at common.h:"),
-        "{message}"
-    );
-    assert!(
-        message.contains("while another lane waits in sg_sum at row_scale.metal:"),
-        "{message}"
-    );
+    assert!(message.contains("group 0 thread 4: divergent simd-group operation: sg_sum at common.h:"), "{message}");
+    assert!(message.contains("while another lane waits in sg_sum at row_scale.metal:"), "{message}");
 }
 
 #[test]
 fn a_barrier_in_a_loop_of_unequal_length() {
-    let body = planted(
-        ROW_SCALE,
-        SUM,
-        &format!("  for (uint i = c.tid; i < p.cols; i += 256) tg_barrier();\n{SUM}"),
-    );
+    let body = planted(ROW_SCALE, SUM, &format!("  for (uint i = c.tid; i < p.cols; i += 256) tg_barrier();\n{SUM}"));
     assert_says(ROWS.run(&body), "divergent barrier: common.h:");
 }
 
 #[test]
 fn uninitialised_threadgroup_memory() {
     let body = planted(ROW_SCALE, SUM, &format!("  sum += scratch[c.sg];\n{SUM}"));
-    assert_says(
-        ROWS.run(&body),
-        "group 0 thread 0: read of uninitialised threadgroup memory: scratch[0]",
-    );
+    assert_says(ROWS.run(&body), "group 0 thread 0: read of uninitialised threadgroup memory: scratch[0]");
 }
 
 #[test]
 fn a_threadgroup_array_out_of_bounds() {
     let body = planted(ROW_SCALE, SUM, &format!("  scratch[c.tid] = sum;\n{SUM}"));
-    assert_says(
-        ROWS.run(&body),
-        "group 0 thread 8: out-of-bounds write: scratch[8] of 8 elements of 4 bytes",
-    );
+    assert_says(ROWS.run(&body), "group 0 thread 8: out-of-bounds write: scratch[8] of 8 elements of 4 bytes");
 }
 
 #[test]
 fn a_misaligned_threadgroup_vector() {
-    let body = planted(
-        ROW_SCALE,
-        SUM,
-        &format!("  if (c.lane == 0) gk_tg_st4(scratch, 2 * c.sg, v4(sum));\n{SUM}"),
-    );
-    assert_says(
-        ROWS.run(&body),
-        "thread 32: misaligned 4-wide access: scratch[2], not a multiple of 4",
-    );
+    let body = planted(ROW_SCALE, SUM, &format!("  if (c.lane == 0) gk_tg_st4(scratch, 2 * c.sg, v4(sum));\n{SUM}"));
+    assert_says(ROWS.run(&body), "thread 32: misaligned 4-wide access: scratch[2], not a multiple of 4");
 }
 
 #[test]
 fn thirty_three_kib_of_threadgroup_memory() {
-    let body = planted(
-        EXCHANGE,
-        "TG_ARRAY(float, tile, 64);",
-        "TG_ARRAY(float, tile, 33 * 256);",
-    );
+    let body = planted(EXCHANGE, "TG_ARRAY(float, tile, 64);", "TG_ARRAY(float, tile, 33 * 256);");
     let result = exchange(&body, "reverse_group", 1, &Options::default()).map(|_| Stats::default());
-    assert_says(
-        result,
-        "reverse_group: group 0 thread 0: threadgroup memory: 33792 bytes with tile, limit 32768",
-    );
+    assert_says(result, "reverse_group: group 0 thread 0: threadgroup memory: 33792 bytes with tile, limit 32768");
     // CUDA has more, and a kernel of its own may use it.
-    let options = Options {
-        threadgroup_limit: 48 * 1024,
-        ..Options::default()
-    };
-    assert_eq!(
-        exchange(&body, "reverse_group", 1, &options).unwrap()[0],
-        63.0
-    );
+    let options = Options { threadgroup_limit: 48 * 1024, ..Options::default() };
+    assert_eq!(exchange(&body, "reverse_group", 1, &options).unwrap()[0], 63.0);
 }
 
 #[test]
 fn groups_of_1056_threads() {
-    assert_says(
-        Rows {
-            threads: 1056,
-            ..ROWS
-        }
-        .run(ROW_SCALE),
-        "group size 1056: not a multiple of 32 up to 1024",
-    );
-    Rows {
-        threads: 1024,
-        ..ROWS
-    }
-    .run(ROW_SCALE)
-    .unwrap();
+    assert_says(Rows { threads: 1056, ..ROWS }.run(ROW_SCALE), "group size 1056: not a multiple of 32 up to 1024");
+    Rows { threads: 1024, ..ROWS }.run(ROW_SCALE).unwrap();
 }
 
 #[test]
 fn a_group_size_that_is_no_multiple_of_32() {
-    assert_says(
-        Rows {
-            threads: 48,
-            ..ROWS
-        }
-        .run(ROW_SCALE),
-        "group size 48: not a multiple of 32 up to 1024",
-    );
+    assert_says(Rows { threads: 48, ..ROWS }.run(ROW_SCALE), "group size 48: not a multiple of 32 up to 1024");
 }
 
 #[test]
 fn a_parameter_block_of_the_wrong_size() {
     let library = library(&[], "row_scale.metal", ROW_SCALE).unwrap();
     let [mut x, mut y, mut scale] = [0; 3].map(|_| Memory::new::<f32>(100));
-    let result = run(
-        &library,
-        "row_scale_f32",
-        1,
-        &mut [&mut x, &mut y, &mut scale],
-        &[1, 2, 3, 4],
-        &Options::default(),
-    );
-    assert_says(
-        result,
-        "row_scale_f32: parameter block p of 16 bytes, kernel expects 20",
-    );
+    let result =
+        run(&library, "row_scale_f32", 1, &mut [&mut x, &mut y, &mut scale], &[1, 2, 3, 4], &Options::default());
+    assert_says(result, "row_scale_f32: parameter block p of 16 bytes, kernel expects 20");
 }
 
 #[test]
 fn a_missing_argument() {
     let library = library(&[], "row_scale.metal", ROW_SCALE).unwrap();
     let mut x = Memory::new::<f32>(100);
-    let result = run(
-        &library,
-        "row_scale_f32",
-        1,
-        &mut [&mut x],
-        &[0; 5],
-        &Options::default(),
-    );
+    let result = run(&library, "row_scale_f32", 1, &mut [&mut x], &[0; 5], &Options::default());
     assert_says(result, "row_scale_f32: 2 arguments, kernel takes 4");
 }
 
@@ -478,36 +304,22 @@ fn an_index_that_is_not_the_position() {
         "G_KERNEL(simd_total, 64, IN(0, float, x), OUT(2,",
     );
     let result = exchange(&body, "simd_total", 1, &Options::default()).map(|_| Stats::default());
-    assert_says(
-        result,
-        "simd_total: y is argument 1 and declared with index 2",
-    );
+    assert_says(result, "simd_total: y is argument 1 and declared with index 2");
 }
 
 #[test]
 fn an_output_that_nobody_writes_stays_nan() {
-    let (_, y) = Rows { groups: 1, ..ROWS }
-        .outputs(ROW_SCALE, &Options::default())
-        .unwrap();
+    let (_, y) = Rows { groups: 1, ..ROWS }.outputs(ROW_SCALE, &Options::default()).unwrap();
     assert!(y[..100].iter().all(|v| v.is_finite()));
     assert!(y[100..].iter().all(|v| v.is_nan()));
 }
 
 #[test]
 fn a_register_that_nobody_writes_spoils_the_result() {
-    let body = planted(
-        ROW_SCALE,
-        "float sum = 0.0f;",
-        "float partial[4]; float sum = partial[c.tid & 3u];",
-    );
+    let body = planted(ROW_SCALE, "float sum = 0.0f;", "float partial[4]; float sum = partial[c.tid & 3u];");
     let (_, y) = ROWS.outputs(&body, &Options::default()).unwrap();
     let (_, right) = ROWS.outputs(ROW_SCALE, &Options::default()).unwrap();
-    assert!(
-        y.iter()
-            .zip(&right)
-            .all(|(y, right)| y.is_nan() || (y - right).abs() > 1e-3),
-        "{y:?}"
-    );
+    assert!(y.iter().zip(&right).all(|(y, right)| y.is_nan() || (y - right).abs() > 1e-3), "{y:?}");
 }
 
 #[test]
@@ -515,20 +327,9 @@ fn arguments_that_share_memory() {
     let library = library(&[], "row_scale.metal", ROW_SCALE).unwrap();
     let mut memory = Memory::of(&[1f32; 200]);
     let mut scale = Memory::new::<f32>(2);
-    let params: Vec<u8> = [2, 100, 100, 1, 0u32]
-        .iter()
-        .flat_map(|word| word.to_ne_bytes())
-        .collect();
-    let args = [
-        memory.arg(),
-        memory.arg(),
-        scale.arg(),
-        metalcore_emulator::Arg::Params(&params),
-    ];
+    let params: Vec<u8> = [2, 100, 100, 1, 0u32].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let args = [memory.arg(), memory.arg(), scale.arg(), metalcore_emulator::Arg::Params(&params)];
     // SAFETY: The buffers are borrowed for the call, and hold plain numbers.
     let result = unsafe { library.launch("row_scale_f32", 2, 256, &args, &Options::default()) };
-    assert_says(
-        result,
-        "read of x[0], whose memory is y's too: only IO arguments may overlap",
-    );
+    assert_says(result, "read of x[0], whose memory is y's too: only IO arguments may overlap");
 }

@@ -8,10 +8,7 @@ const COMMON: &str = include_str!("../../../metalcore/src/device/gpu/prelude/com
 
 /// Compiles a kernel file behind `#define` lines.
 pub fn library(defines: &[(&str, u32)], file: &str, body: &str) -> Result<Library, Error> {
-    let mut text: String = defines
-        .iter()
-        .map(|(name, value)| format!("#define {name} {value}\n"))
-        .collect();
+    let mut text: String = defines.iter().map(|(name, value)| format!("#define {name} {value}\n")).collect();
     text += "#line 1 \"common.h\"\n";
     text += COMMON;
     text += &format!("#line 1 \"{file}\"\n{body}");
@@ -35,22 +32,13 @@ pub struct Memory {
 impl Memory {
     pub fn new<T: Number>(count: usize) -> Memory {
         let bytes = count * size_of::<T>();
-        Memory {
-            storage: vec![0; bytes + 64],
-            bytes,
-        }
+        Memory { storage: vec![0; bytes + 64], bytes }
     }
 
     pub fn of<T: Number>(values: &[T]) -> Memory {
         let mut memory = Memory::new::<T>(values.len());
         // SAFETY: The buffer has the size of `values`, which is of plain numbers, and is aligned to them.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                values.as_ptr(),
-                memory.pointer().cast::<T>(),
-                values.len(),
-            )
-        };
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), memory.pointer().cast::<T>(), values.len()) };
         memory
     }
 
@@ -68,10 +56,7 @@ impl Memory {
     }
 
     pub fn arg(&mut self) -> Arg<'static> {
-        Arg::Buffer {
-            pointer: self.pointer(),
-            bytes: self.bytes,
-        }
+        Arg::Buffer { pointer: self.pointer(), bytes: self.bytes }
     }
 
     fn pointer(&mut self) -> *mut u8 {
@@ -93,11 +78,7 @@ pub fn run(
     params: &[u32],
     options: &Options,
 ) -> Result<Stats, Error> {
-    let threads = library
-        .kernels()
-        .iter()
-        .find(|kernel| kernel.name == name)
-        .map_or(0, |kernel| kernel.threads);
+    let threads = library.kernels().iter().find(|kernel| kernel.name == name).map_or(0, |kernel| kernel.threads);
     let block: Vec<u8> = params.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let mut args: Vec<Arg> = memory.iter_mut().map(|memory| memory.arg()).collect();
     args.push(Arg::Params(&block));

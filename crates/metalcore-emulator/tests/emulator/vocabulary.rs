@@ -10,12 +10,7 @@ fn library(float64: bool) -> Library {
     support::library(defines, "vocabulary.metal", BODY).unwrap()
 }
 
-const SCHEDULES: [Schedule; 4] = [
-    Schedule::Forward,
-    Schedule::Reverse,
-    Schedule::Random(1),
-    Schedule::Random(2),
-];
+const SCHEDULES: [Schedule; 4] = [Schedule::Forward, Schedule::Reverse, Schedule::Random(1), Schedule::Random(2)];
 
 /// A real of either width.
 trait Real: Number + Into<f64> {
@@ -68,19 +63,8 @@ fn expected_reals<R: Real>(s: f64, n: usize, shared_before: f64) -> Vec<[f64; 64
         row(&|t| [1.0, 2.0, 4.0, 8.0][t & 3]),
         row(&|t| x(t) + 3.0 + s),
         row(&|_| (0..n).map(|i| 2.0 * i as f64).sum()),
-        row(&|t| {
-            vector(t)
-                .iter()
-                .map(|v| (v + 1.0) * v * (v - 2.0) * 0.5)
-                .sum()
-        }),
-        row(&|t| {
-            vector(63 - t)
-                .iter()
-                .zip([1.0, 10.0, 100.0, 1000.0])
-                .map(|(v, w)| v * w)
-                .sum()
-        }),
+        row(&|t| vector(t).iter().map(|v| (v + 1.0) * v * (v - 2.0) * 0.5).sum()),
+        row(&|t| vector(63 - t).iter().zip([1.0, 10.0, 100.0, 1000.0]).map(|(v, w)| v * w).sum()),
         row(&|t| x(t ^ 1)),
         row(&|t| shared_before + x(63 - t)),
         row(&x),
@@ -115,14 +99,8 @@ fn expected_uints() -> Vec<[u32; 64]> {
 fn words_are_right<R: Real>(library: &Library, schedule: Schedule) {
     let n = 5usize;
     let counts: Vec<f32> = (0..n).map(|i| i as f32).collect();
-    let halves: Vec<u16> = counts
-        .iter()
-        .map(|x| half::f16::from_f32(*x).to_bits())
-        .collect();
-    let bfloats: Vec<u16> = counts
-        .iter()
-        .map(|x| half::bf16::from_f32(*x).to_bits())
-        .collect();
+    let halves: Vec<u16> = counts.iter().map(|x| half::f16::from_f32(*x).to_bits()).collect();
+    let bfloats: Vec<u16> = counts.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
     let (s, before) = (0.5, 7.0);
     let (reals, uints) = (expected_reals::<R>(s, n, before), expected_uints());
 
@@ -132,27 +110,9 @@ fn words_are_right<R: Real>(library: &Library, schedule: Schedule) {
     let mut out_uints = Memory::new::<u32>(64 * uints.len());
     let mut shared = Memory::of(&[R::from_f64(before); 64]);
     let mut counter = Memory::of(&[0u32, 1]);
-    let memory = &mut [
-        &mut h,
-        &mut b,
-        &mut out_reals,
-        &mut out_uints,
-        &mut shared,
-        &mut counter,
-    ];
+    let memory = &mut [&mut h, &mut b, &mut out_reals, &mut out_uints, &mut shared, &mut counter];
     let params = [n as u32, (s as f32).to_bits()];
-    let stats = run(
-        library,
-        "words",
-        1,
-        memory,
-        &params,
-        &Options {
-            schedule,
-            ..Options::default()
-        },
-    )
-    .unwrap();
+    let stats = run(library, "words", 1, memory, &params, &Options { schedule, ..Options::default() }).unwrap();
 
     for (k, (row, got)) in reals.iter().zip(out_reals.to::<R>().chunks(64)).enumerate() {
         for t in 0..64 {
@@ -165,11 +125,7 @@ fn words_are_right<R: Real>(library: &Library, schedule: Schedule) {
             );
         }
     }
-    for (k, (row, got)) in uints
-        .iter()
-        .zip(out_uints.to::<u32>().chunks(64))
-        .enumerate()
-    {
+    for (k, (row, got)) in uints.iter().zip(out_uints.to::<u32>().chunks(64)).enumerate() {
         assert_eq!(got, row, "uints, row {k}");
     }
     assert_eq!(counter.to::<u32>(), [0, 1 + 63 * 64 / 2]);
@@ -190,30 +146,12 @@ fn words_are_right_in_float64() {
     }
 }
 
-fn doubled<T: Number + PartialEq + std::fmt::Debug>(
-    library: &Library,
-    kernel: &str,
-    encode: impl Fn(f32) -> T,
-) {
+fn doubled<T: Number + PartialEq + std::fmt::Debug>(library: &Library, kernel: &str, encode: impl Fn(f32) -> T) {
     let n = 16 * 40;
     let mut x = Memory::of(&(0..n).map(|i| encode((i % 128) as f32)).collect::<Vec<_>>());
     let mut y = Memory::new::<T>(n);
-    run(
-        library,
-        kernel,
-        1,
-        &mut [&mut x, &mut y],
-        &[n as u32, 0],
-        &Options::default(),
-    )
-    .unwrap();
-    assert_eq!(
-        y.to::<T>(),
-        (0..n)
-            .map(|i| encode(2.0 * (i % 128) as f32))
-            .collect::<Vec<_>>(),
-        "{kernel}"
-    );
+    run(library, kernel, 1, &mut [&mut x, &mut y], &[n as u32, 0], &Options::default()).unwrap();
+    assert_eq!(y.to::<T>(), (0..n).map(|i| encode(2.0 * (i % 128) as f32)).collect::<Vec<_>>(), "{kernel}");
 }
 
 #[test]
@@ -222,9 +160,7 @@ fn vector_words_move_every_storage_type() {
         let library = library(float64);
         doubled(&library, "double_f32", |x| x);
         doubled(&library, "double_f16", |x| half::f16::from_f32(x).to_bits());
-        doubled(&library, "double_bf16", |x| {
-            half::bf16::from_f32(x).to_bits()
-        });
+        doubled(&library, "double_bf16", |x| half::bf16::from_f32(x).to_bits());
     }
     doubled(&library(true), "double_f64", f64::from);
 }
@@ -232,39 +168,14 @@ fn vector_words_move_every_storage_type() {
 #[test]
 fn kernels_are_described() {
     let library = library(false);
-    let names: Vec<_> = library
-        .kernels()
-        .iter()
-        .map(|kernel| kernel.name.as_str())
-        .collect();
-    assert_eq!(
-        names,
-        [
-            "words",
-            "double_f32",
-            "double_f16",
-            "double_bf16",
-            "widen",
-            "narrow"
-        ]
-    );
+    let names: Vec<_> = library.kernels().iter().map(|kernel| kernel.name.as_str()).collect();
+    assert_eq!(names, ["words", "double_f32", "double_f16", "double_bf16", "widen", "narrow"]);
     let words = &library.kernels()[0];
     assert_eq!(words.threads, 64);
-    let args: Vec<_> = words
-        .args
-        .iter()
-        .map(|arg| format!("{} {:?} {}", arg.name, arg.kind, arg.element_bytes))
-        .collect();
+    let args: Vec<_> =
+        words.args.iter().map(|arg| format!("{} {:?} {}", arg.name, arg.kind, arg.element_bytes)).collect();
     assert_eq!(
         args,
-        [
-            "h In 2",
-            "b In 2",
-            "reals Out 4",
-            "uints Out 4",
-            "shared InOut 4",
-            "counter InOut 4",
-            "p Params 8"
-        ]
+        ["h In 2", "b In 2", "reals Out 4", "uints Out 4", "shared InOut 4", "counter InOut 4", "p Params 8"]
     );
 }

@@ -7,9 +7,9 @@ use crate::shim::{CUDA, Description, Peek};
 use metalcore::device::{Device, Run};
 use metalcore::ops::adamw::{AdamW, Args, Goal, Options, Slot};
 use metalcore::{DType, Error, Result};
-use pyo3::{ffi, intern};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use pyo3::{ffi, intern};
 use std::sync::Arc;
 
 /// Scalars of a step, as Python passes them.
@@ -300,7 +300,9 @@ impl AdamWGroup {
         // parameter is.
         let (tensors, steps) = unsafe {
             let again = |list: &Vec<(usize, Description)>| {
-                list.iter().map(|(imp, known)| Description { address: Peek::from_impl(imp).address(), ..*known }).collect()
+                list.iter()
+                    .map(|(imp, known)| Description { address: Peek::from_impl(imp).address(), ..*known })
+                    .collect()
             };
             let param = |(imp, known): &(usize, Description)| {
                 let tensor = Peek::from_impl(imp);

@@ -10,8 +10,11 @@ use metalcore::ops::qr::{Args, Mode, Qr, vendor_is_faster};
 use metalcore::{Error, Result};
 
 /// mode: 0 reduced, 1 complete, 2 R alone (Q is then empty).
-pub const OPERATOR: Operator =
-    Operator { name: "qr", signature: "(Tensor A, int mode=0) -> (Tensor Q, Tensor R)", kernels: &[("CPU", cpu), ("CUDA", cuda)] };
+pub const OPERATOR: Operator = Operator {
+    name: "qr",
+    signature: "(Tensor A, int mode=0) -> (Tensor Q, Tensor R)",
+    kernels: &[("CPU", cpu), ("CUDA", cuda)],
+};
 
 fn mode(code: i64) -> Result<Mode> {
     match code {

@@ -32,7 +32,14 @@ pub const OPERATORS: [Operator; 4] = [
     },
 ];
 
-fn norm<H: Host>(host: &H, op: &'static str, x: &H::Tensor, weight: Option<&H::Tensor>, normalized: i64, eps: f64) -> Result<Norm> {
+fn norm<H: Host>(
+    host: &H,
+    op: &'static str,
+    x: &H::Tensor,
+    weight: Option<&H::Tensor>,
+    normalized: i64,
+    eps: f64,
+) -> Result<Norm> {
     let weight = match weight {
         Some(weight) => {
             host.check_place(op, "weight", weight)?;
@@ -42,7 +49,7 @@ fn norm<H: Host>(host: &H, op: &'static str, x: &H::Tensor, weight: Option<&H::T
     };
     let weight = weight.as_ref().map(|(shape, dtype)| (&shape[..], *dtype));
     let normalized = usize::try_from(normalized).unwrap_or(0);
-    Norm::new(op, (&host.shape(x), host.known_dtype(op, "x", x)?), normalized, weight, eps)
+    Norm::new(op, (&host.shape(x), host.known_dtype(op, "input", x)?), normalized, weight, eps)
 }
 
 /// What the forward pass returns.
@@ -193,7 +200,8 @@ unsafe extern "C-unwind" fn add_forward_boxed(stack: *mut Value, _: u64, _: u64)
         boxed(|| {
             let (x, residual, weight) = (take(stack, 0), take(stack, 1), take_optional(stack, 2));
             let (normalized, eps) = (*stack.add(3) as i64, f64::from_bits(*stack.add(4)));
-            let Normed { y, sum, rstd } = on_device!(x, host => forward(host, x, Some(residual), weight, normalized, eps)?);
+            let Normed { y, sum, rstd } =
+                on_device!(x, host => forward(host, x, Some(residual), weight, normalized, eps)?);
             put(stack, 0, y);
             put(stack, 1, sum.expect("the residual form has a sum"));
             put(stack, 2, rstd);

@@ -87,10 +87,10 @@ impl Gpu for Emulator {
             .iter()
             .map(|arg| match arg {
                 Arg::Buffer(buffer) => EmulatorArg::Buffer { pointer: buffer.pointer(), bytes: buffer.bytes() },
-                // SAFETY: any four bytes of a u32 slice are readable as bytes.
-                Arg::Params(words) => EmulatorArg::Params(unsafe {
-                    std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 4)
-                }),
+                Arg::Params(words) => {
+                    // SAFETY: any four bytes of a u32 slice are readable as bytes.
+                    EmulatorArg::Params(unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 4) })
+                }
             })
             .collect();
         // SAFETY: each buffer is alive and as long as it says; the emulator checks every access against that.

@@ -53,19 +53,11 @@ impl Clang {
     /// The clang of `METALCORE_CLANG`, of the system, or of the Python package ziglang.
     pub fn find() -> Result<Clang> {
         if let Some(named) = std::env::var_os("METALCORE_CLANG") {
-            return Clang::try_command(vec![named])
-                .context("METALCORE_CLANG is not a clang 16 or later");
+            return Clang::try_command(vec![named]).context("METALCORE_CLANG is not a clang 16 or later");
         }
-        let versioned = (OLDEST..=22)
-            .rev()
-            .map(|version| vec![format!("clang-{version}").into()]);
+        let versioned = (OLDEST..=22).rev().map(|version| vec![format!("clang-{version}").into()]);
         let plain = vec!["clang".into()];
-        let zig = vec![
-            python::interpreter(),
-            "-m".into(),
-            "ziglang".into(),
-            "clang".into(),
-        ];
+        let zig = vec![python::interpreter(), "-m".into(), "ziglang".into(), "clang".into()];
         match versioned.chain([plain, zig]).find_map(Clang::try_command) {
             Some(clang) => Ok(clang),
             None => bail!(
@@ -76,20 +68,10 @@ impl Clang {
     }
 
     fn try_command(command: Vec<OsString>) -> Option<Clang> {
-        let answer = Command::new(&command[0])
-            .args(&command[1..])
-            .arg("--version")
-            .output()
-            .ok()?;
+        let answer = Command::new(&command[0]).args(&command[1..]).arg("--version").output().ok()?;
         let text = String::from_utf8_lossy(&answer.stdout);
         let version = text.lines().next()?.to_owned();
-        let number = version
-            .split_once("version ")?
-            .1
-            .split('.')
-            .next()?
-            .parse::<u32>()
-            .ok()?;
+        let number = version.split_once("version ")?.1.split('.').next()?.parse::<u32>().ok()?;
         (answer.status.success() && number >= OLDEST).then_some(Clang { command, version })
     }
 
@@ -107,9 +89,6 @@ impl Clang {
             .arg(file)
             .output()
             .context("running clang")?;
-        Ok(Output {
-            messages: String::from_utf8_lossy(&output.stderr).into_owned(),
-            tree: output.stdout,
-        })
+        Ok(Output { messages: String::from_utf8_lossy(&output.stderr).into_owned(), tree: output.stdout })
     }
 }

@@ -3,15 +3,11 @@
 
 use super::MetalCheck;
 
-const METAL_PRELUDE: &str =
-    include_str!("../../../../crates/metalcore/src/device/gpu/prelude/metal.h");
+const METAL_PRELUDE: &str = include_str!("../../../../crates/metalcore/src/device/gpu/prelude/metal.h");
 const COMMON: &str = include_str!("../../../../crates/metalcore/src/device/gpu/prelude/common.h");
-const ROW_SCALE: &str =
-    include_str!("../../../../crates/metalcore-emulator/tests/emulator/kernels/row_scale.metal");
-const EXCHANGE: &str =
-    include_str!("../../../../crates/metalcore-emulator/tests/emulator/kernels/exchange.metal");
-const VOCABULARY: &str =
-    include_str!("../../../../crates/metalcore-emulator/tests/emulator/kernels/vocabulary.metal");
+const ROW_SCALE: &str = include_str!("../../../../crates/metalcore-emulator/tests/emulator/kernels/row_scale.metal");
+const EXCHANGE: &str = include_str!("../../../../crates/metalcore-emulator/tests/emulator/kernels/exchange.metal");
+const VOCABULARY: &str = include_str!("../../../../crates/metalcore-emulator/tests/emulator/kernels/vocabulary.metal");
 
 /// In front of this line helpers are planted.
 const HEAD: &str = "// One row.";
@@ -38,18 +34,12 @@ const MISTAKES: &[(&str, Plant, &str)] = &[
     ),
     (
         "thread array for a threadgroup pointer",
-        Replace(
-            SUM,
-            "  float own[8];\n  sum = gk_tg_sum<ROW_THREADS>(sum, own, c);",
-        ),
+        Replace(SUM, "  float own[8];\n  sum = gk_tg_sum<ROW_THREADS>(sum, own, c);"),
         "no matching function",
     ),
     (
         "unqualified pointer parameter",
-        Helper(
-            "G_FN float peek(const float* q) { return q[0]; }",
-            "float own[1]; own[0] = 0.0f; sum += peek(own);",
-        ),
+        Helper("G_FN float peek(const float* q) { return q[0]; }", "float own[1]; own[0] = 0.0f; sum += peek(own);"),
         "q: pointer or reference without an address-space qualifier",
     ),
     (
@@ -59,18 +49,12 @@ const MISTAKES: &[(&str, Plant, &str)] = &[
     ),
     (
         "parameter block for a thread reference",
-        Helper(
-            "G_FN float inv(PRIVREF(const row_params) q) { return q.eps; }",
-            "sum += inv(p);",
-        ),
+        Helper("G_FN float inv(PRIVREF(const row_params) q) { return q.eps; }", "sum += inv(p);"),
         "no matching function",
     ),
     (
         "threadgroup array in a helper",
-        Helper(
-            "G_FN float hidden(gk_ctx c) { TG_ARRAY(float, t, 1); return t[0]; }",
-            "sum += hidden(c);",
-        ),
+        Helper("G_FN float hidden(gk_ctx c) { TG_ARRAY(float, t, 1); return t[0]; }", "sum += hidden(c);"),
         "non-kernel function variable cannot be declared in local address space",
     ),
     (
@@ -83,22 +67,11 @@ const MISTAKES: &[(&str, Plant, &str)] = &[
     ),
     (
         "float stored to bfloat without gk_to",
-        Replace(
-            "y[row + i] = gk_to<T>(gk_real(x[row + i]) * r);",
-            "y[row + i] = gk_real(x[row + i]) * r;",
-        ),
+        Replace("y[row + i] = gk_to<T>(gk_real(x[row + i]) * r);", "y[row + i] = gk_real(x[row + i]) * r;"),
         "no viable overloaded '='",
     ),
-    (
-        "double variable",
-        Replace("float sum = 0.0f;", "double sum = 0.0;"),
-        "use of type 'double'",
-    ),
-    (
-        "literal without f",
-        Replace("sum += v * v;", "sum += v * v * 1.0;"),
-        "double precision constant",
-    ),
+    ("double variable", Replace("float sum = 0.0f;", "double sum = 0.0;"), "use of type 'double'"),
+    ("literal without f", Replace("sum += v * v;", "sum += v * v * 1.0;"), "double precision constant"),
     (
         "barrier flags that are not constant",
         Line(
@@ -106,40 +79,22 @@ const MISTAKES: &[(&str, Plant, &str)] = &[
         ),
         "no matching function for call to 'msl_tg_barrier_'",
     ),
-    (
-        "half and float mixed in max",
-        Line("#if GK_METAL\n  sum += float(max(half(sum), 1.0f));\n#endif"),
-        "ambiguous",
-    ),
+    ("half and float mixed in max", Line("#if GK_METAL\n  sum += float(max(half(sum), 1.0f));\n#endif"), "ambiguous"),
     (
         "simd_sum of bfloat",
         Line("#if GK_METAL\n  sum += float(simd_sum(bfloat(sum)));\n#endif"),
         "deleted function 'simd_sum'",
     ),
-    (
-        "CUDA names",
-        Line("  __syncthreads();\n  sum = sqrtf(sum);"),
-        "undeclared identifier '__syncthreads'",
-    ),
-    (
-        "lambda",
-        Line("  auto square = [](float q) { return q; };\n  sum = square(sum);"),
-        "lambda",
-    ),
+    ("CUDA names", Line("  __syncthreads();\n  sum = sqrtf(sum);"), "undeclared identifier '__syncthreads'"),
+    ("lambda", Line("  auto square = [](float q) { return q; };\n  sum = square(sum);"), "lambda"),
     (
         "mutable program-scope variable",
-        Helper(
-            "static float seen = 1.0f;\nG_FN float cached() { return seen; }",
-            "sum += cached();",
-        ),
+        Helper("static float seen = 1.0f;\nG_FN float cached() { return seen; }", "sum += cached();"),
         "program scope variable",
     ),
     (
         "static local",
-        Helper(
-            "G_FN float count() { static int n = 0; return float(n); }",
-            "sum += count();",
-        ),
+        Helper("G_FN float count() { static int n = 0; return float(n); }", "sum += count();"),
         "static local",
     ),
     (
@@ -151,21 +106,9 @@ const MISTAKES: &[(&str, Plant, &str)] = &[
         ),
         "recursion",
     ),
-    (
-        "long long",
-        Line("  long long big = 1; sum += float(big);"),
-        "long long",
-    ),
-    (
-        "bool in the parameter block",
-        Replace("uint vec; float eps;", "bool vec; float eps;"),
-        "field vec is bool",
-    ),
-    (
-        "real in the parameter block",
-        Replace("uint vec; float eps;", "uint vec; real eps;"),
-        "field eps is real",
-    ),
+    ("long long", Line("  long long big = 1; sum += float(big);"), "long long"),
+    ("bool in the parameter block", Replace("uint vec; float eps;", "bool vec; float eps;"), "field vec is bool"),
+    ("real in the parameter block", Replace("uint vec; float eps;", "uint vec; real eps;"), "field eps is real"),
     (
         "too large a parameter block",
         Replace("uint vec; float eps;", "uint vec; float eps[1021];"),
@@ -181,82 +124,34 @@ const MISTAKES: &[(&str, Plant, &str)] = &[
     ),
     (
         "unqualified reference to a device element",
-        Helper(
-            "G_FN float use(DEV(const float) q) { const float& e = q[0]; return e; }",
-            "",
-        ),
+        Helper("G_FN float use(DEV(const float) q) { const float& e = q[0]; return e; }", ""),
         "e: pointer or reference without an address-space qualifier",
     ),
     (
         "name of a Metal function",
-        Helper(
-            "G_FN float saturate(float q) { return q; }",
-            "sum = saturate(sum);",
-        ),
+        Helper("G_FN float saturate(float q) { return q; }", "sum = saturate(sum);"),
         "ambiguous",
     ),
-    (
-        "Metal keyword as a name",
-        Line("  uint thread = c.tid; sum += float(thread);"),
-        "error",
-    ),
-    (
-        "Metal keyword that clang does not know",
-        Line("  uint fragment = c.tid; sum += float(fragment);"),
-        "error",
-    ),
+    ("Metal keyword as a name", Line("  uint thread = c.tid; sum += float(thread);"), "error"),
+    ("Metal keyword that clang does not know", Line("  uint fragment = c.tid; sum += float(fragment);"), "error"),
     (
         "initialised threadgroup array",
-        Replace(
-            "(ROW_THREADS + 31) / 32);",
-            "(ROW_THREADS + 31) / 32) = {0.0f};",
-        ),
+        Replace("(ROW_THREADS + 31) / 32);", "(ROW_THREADS + 31) / 32) = {0.0f};"),
         "cannot have an initializer",
     ),
-    (
-        "character that is not ASCII",
-        Replace(HEAD, "// na\u{ef}ve\n// One row."),
-        "not ASCII",
-    ),
+    ("character that is not ASCII", Replace(HEAD, "// na\u{ef}ve\n// One row."), "not ASCII"),
     ("goto", Line("  if (p.rows == 0) goto end_;\nend_:"), "goto"),
-    (
-        "buffer index used twice",
-        Replace("OUT(2, float, scale)", "OUT(1, float, scale)"),
-        "buffers [0, 1, 1, 3]",
-    ),
-    (
-        "C++17",
-        Line("  if constexpr (ROW_THREADS > 32) sum += 0.0f;"),
-        "C++",
-    ),
-    (
-        "swizzle",
-        Replace("sum += v4_dot(v, v);", "sum += v.xy.x;"),
-        "no member named 'xy'",
-    ),
+    ("buffer index used twice", Replace("OUT(2, float, scale)", "OUT(1, float, scale)"), "buffers [0, 1, 1, 3]"),
+    ("C++17", Line("  if constexpr (ROW_THREADS > 32) sum += 0.0f;"), "C++"),
+    ("swizzle", Replace("sum += v4_dot(v, v);", "sum += v.xy.x;"), "no member named 'xy'"),
     (
         "threadgroup pointer kept in a structure",
         Helper("struct tile { float* p; };", "tile t; t.p = scratch;"),
         "p: pointer or reference without an address-space qualifier",
     ),
-    (
-        "union",
-        Helper(
-            "union both { float f; uint u; };",
-            "both z; z.f = sum; sum = z.f;",
-        ),
-        "both: union",
-    ),
-    (
-        "cast to an unqualified pointer",
-        Line("  float own = sum; sum += float(*(uint*)&own);"),
-        "cast to uint *",
-    ),
-    (
-        "derived class",
-        Helper("struct a_ { float v; };\nstruct b_ : a_ { float w; };", ""),
-        "b_: derived class",
-    ),
+    ("union", Helper("union both { float f; uint u; };", "both z; z.f = sum; sum = z.f;"), "both: union"),
+    ("cast to an unqualified pointer", Line("  float own = sum; sum += float(*(uint*)&own);"), "cast to uint *"),
+    ("derived class", Helper("struct a_ { float v; };\nstruct b_ : a_ { float w; };", ""), "b_: derived class"),
     (
         "more than 1024 threads",
         Replace("#define ROW_THREADS 256", "#define ROW_THREADS 1056"),
@@ -264,10 +159,7 @@ const MISTAKES: &[(&str, Plant, &str)] = &[
     ),
     (
         "more than 32 KiB of threadgroup memory",
-        Replace(
-            "(ROW_THREADS + 31) / 32);",
-            "(ROW_THREADS + 31) / 32); TG_ARRAY(float, more, 8192);",
-        ),
+        Replace("(ROW_THREADS + 31) / 32);", "(ROW_THREADS + 31) / 32); TG_ARRAY(float, more, 8192);"),
         "32800 bytes of threadgroup memory",
     ),
 ];
@@ -287,11 +179,9 @@ impl Plant {
     fn body(&self) -> String {
         match self {
             Replace(from, to) => replaced(ROW_SCALE, from, to),
-            Helper(helper, line) => replaced(
-                &replaced(ROW_SCALE, HEAD, &format!("{helper}\n{HEAD}")),
-                SUM,
-                &format!("  {line}\n{SUM}"),
-            ),
+            Helper(helper, line) => {
+                replaced(&replaced(ROW_SCALE, HEAD, &format!("{helper}\n{HEAD}")), SUM, &format!("  {line}\n{SUM}"))
+            }
             Line(line) => replaced(ROW_SCALE, SUM, &format!("{line}\n{SUM}")),
         }
     }
@@ -353,12 +243,7 @@ fn what_metal_allows_is_no_finding() {
 fn a_launch_with_other_threads_than_declared_is_found() {
     on_large_stack(|| {
         let check = MetalCheck::new().unwrap();
-        let findings = check
-            .check(&text(ROW_SCALE), Some(("row_scale_f16", 128)))
-            .unwrap();
-        assert_eq!(
-            findings,
-            ["body.metal:35: row_scale_f16: declares 256 threads, launched with 128"]
-        );
+        let findings = check.check(&text(ROW_SCALE), Some(("row_scale_f16", 128))).unwrap();
+        assert_eq!(findings, ["body.metal:35: row_scale_f16: declares 256 threads, launched with 128"]);
     });
 }

@@ -29,12 +29,7 @@ pub struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     /// Every finding in a tree.
-    pub fn apply(
-        tree: &'a Node,
-        file: &'a Path,
-        lines: &'a Lines,
-        launched: Option<(&'a str, u32)>,
-    ) -> Vec<String> {
+    pub fn apply(tree: &'a Node, file: &'a Path, lines: &'a Lines, launched: Option<(&'a str, u32)>) -> Vec<String> {
         let mut rules = Rules {
             main_file: file.to_str().unwrap_or_default(),
             lines,
@@ -47,11 +42,7 @@ impl<'a> Rules<'a> {
         };
         rules.visit(tree);
         let recursive = rules.calls.recursive();
-        rules.findings.extend(
-            recursive
-                .into_iter()
-                .map(|name| format!("{name}: recursion")),
-        );
+        rules.findings.extend(recursive.into_iter().map(|name| format!("{name}: recursion")));
         rules.findings
     }
 
@@ -75,11 +66,7 @@ impl<'a> Rules<'a> {
 
     /// What is wrong with one node.
     fn node(&mut self, node: &'a Node) -> Vec<String> {
-        let name = if node.name.is_empty() {
-            "?"
-        } else {
-            &node.name
-        };
+        let name = if node.name.is_empty() { "?" } else { &node.name };
         let ty = node.type_name();
         match node.kind.as_str() {
             "ParmVarDecl" | "VarDecl" | "FieldDecl" => self.variable(node, name, ty),
@@ -93,17 +80,10 @@ impl<'a> Rules<'a> {
             | "CXXConstCastExpr"
                 if ty.contains("__generic") && ty.ends_with(['*', '&']) =>
             {
-                vec![format!(
-                    "cast to {}: no address-space qualifier",
-                    without_generic(ty)
-                )]
+                vec![format!("cast to {}: no address-space qualifier", without_generic(ty))]
             }
             "DeclRefExpr" => {
-                if let Some(to) = node
-                    .referenced_decl
-                    .as_ref()
-                    .filter(|to| is_function_kind(&to.kind))
-                {
+                if let Some(to) = node.referenced_decl.as_ref().filter(|to| is_function_kind(&to.kind)) {
                     self.call(&to.id);
                 }
                 Vec::new()
@@ -114,8 +94,7 @@ impl<'a> Rules<'a> {
             }
             "LambdaExpr" => vec!["lambda: not before Metal 3.2".to_owned()],
             "GotoStmt" | "IndirectGotoStmt" => vec!["goto".to_owned()],
-            "CXXNewExpr" | "CXXDeleteExpr" | "CXXThrowExpr" | "CXXTryStmt"
-            | "CXXDynamicCastExpr" | "CXXTypeidExpr" => {
+            "CXXNewExpr" | "CXXDeleteExpr" | "CXXThrowExpr" | "CXXTryStmt" | "CXXDynamicCastExpr" | "CXXTypeidExpr" => {
                 vec![format!("{} does not exist in Metal", node.kind)]
             }
             _ => Vec::new(),
@@ -126,24 +105,16 @@ impl<'a> Rules<'a> {
         let mut findings = Vec::new();
         if ty.contains("__generic") {
             let ty = without_generic(ty);
-            findings.push(format!(
-                "{name}: pointer or reference without an address-space qualifier ({ty})"
-            ));
+            findings.push(format!("{name}: pointer or reference without an address-space qualifier ({ty})"));
         }
         if words(ty).any(|word| word == "double") || ty.contains("long long") {
             findings.push(format!("{name}: type {ty} does not exist in Metal"));
         }
-        if node.kind == "VarDecl"
-            && node.storage_class == "static"
-            && self.parents.iter().any(|p| p.is_function())
-        {
+        if node.kind == "VarDecl" && node.storage_class == "static" && self.parents.iter().any(|p| p.is_function()) {
             findings.push(format!("{name}: static local variable"));
         }
         if let ("FieldDecl", Some(parent)) = (node.kind.as_str(), self.parents.last()) {
-            self.structures
-                .entry(&parent.name)
-                .or_default()
-                .push((name, ty));
+            self.structures.entry(&parent.name).or_default().push((name, ty));
         }
         findings
     }
@@ -151,20 +122,10 @@ impl<'a> Rules<'a> {
     fn function(&mut self, node: &'a Node, name: &'a str, ty: &'a str) -> Vec<String> {
         self.calls.declare(node);
         let mut findings = Vec::new();
-        if ty
-            .split('(')
-            .next()
-            .is_some_and(|result| result.contains("__generic"))
-        {
-            findings.push(format!(
-                "{name}: returns a pointer or reference without an address-space qualifier"
-            ));
+        if ty.split('(').next().is_some_and(|result| result.contains("__generic")) {
+            findings.push(format!("{name}: returns a pointer or reference without an address-space qualifier"));
         }
-        if node
-            .inner
-            .iter()
-            .any(|child| child.kind.ends_with("KernelAttr"))
-        {
+        if node.inner.iter().any(|child| child.kind.ends_with("KernelAttr")) {
             findings.extend(self.kernel(node, name));
         }
         findings
@@ -188,9 +149,7 @@ impl<'a> Rules<'a> {
         match threads {
             None => findings.push(format!("{name}: no max_total_threads_per_threadgroup")),
             Some(threads) if !(32..=MAX_THREADS).contains(&threads) || threads % 32 != 0 => {
-                findings.push(format!(
-                    "{name}: {threads} threads, not a multiple of 32 up to {MAX_THREADS}"
-                ));
+                findings.push(format!("{name}: {threads} threads, not a multiple of 32 up to {MAX_THREADS}"));
             }
             Some(_) => {}
         }
@@ -198,43 +157,23 @@ impl<'a> Rules<'a> {
             && launched == name
             && threads != i64::from(wanted)
         {
-            findings.push(format!(
-                "{name}: declares {threads} threads, launched with {wanted}"
-            ));
+            findings.push(format!("{name}: declares {threads} threads, launched with {wanted}"));
         }
-        let parameters: Vec<&Node> = node
-            .inner
-            .iter()
-            .filter(|child| child.kind == "ParmVarDecl")
-            .collect();
-        let buffers: Vec<i64> = parameters
-            .iter()
-            .filter_map(|parameter| parameter.annotated())
-            .collect();
+        let parameters: Vec<&Node> = node.inner.iter().filter(|child| child.kind == "ParmVarDecl").collect();
+        let buffers: Vec<i64> = parameters.iter().filter_map(|parameter| parameter.annotated()).collect();
         if !buffers.iter().copied().eq(0..buffers.len() as i64) {
-            findings.push(format!(
-                "{name}: buffers {buffers:?}, not numbered from 0 in order"
-            ));
+            findings.push(format!("{name}: buffers {buffers:?}, not numbered from 0 in order"));
         }
         if buffers.len() > MAX_BUFFERS {
-            findings.push(format!(
-                "{name}: {} buffers, at most {MAX_BUFFERS}",
-                buffers.len()
-            ));
+            findings.push(format!("{name}: {} buffers, at most {MAX_BUFFERS}", buffers.len()));
         }
-        for parameter in parameters
-            .iter()
-            .filter(|parameter| parameter.type_name().contains("__constant"))
-        {
-            let block = words(parameter.type_name())
-                .find(|word| !["const", "__constant", "__private"].contains(word));
+        for parameter in parameters.iter().filter(|parameter| parameter.type_name().contains("__constant")) {
+            let block = words(parameter.type_name()).find(|word| !["const", "__constant", "__private"].contains(word));
             findings.extend(block.into_iter().flat_map(|block| self.block(block)));
         }
         let bytes = threadgroup_bytes(node);
         if bytes > MAX_THREADGROUP_BYTES {
-            findings.push(format!(
-                "{name}: {bytes} bytes of threadgroup memory, at most {MAX_THREADGROUP_BYTES}"
-            ));
+            findings.push(format!("{name}: {bytes} bytes of threadgroup memory, at most {MAX_THREADGROUP_BYTES}"));
         }
         findings
     }
@@ -244,9 +183,7 @@ impl<'a> Rules<'a> {
         let mut findings = Vec::new();
         let bytes = self.block_bytes(block, &mut findings);
         if bytes > MAX_BLOCK_BYTES {
-            findings.push(format!(
-                "{block}: {bytes} bytes of parameters, at most {MAX_BLOCK_BYTES}"
-            ));
+            findings.push(format!("{block}: {bytes} bytes of parameters, at most {MAX_BLOCK_BYTES}"));
         }
         findings
     }
@@ -274,9 +211,7 @@ impl<'a> Rules<'a> {
     /// whole structure does that too, in OpenCL only.
     fn implicit_cast(&self, node: &Node) -> Option<String> {
         let from = node.inner.first()?.type_name();
-        let qualified = ["__global", "__local", "__constant"]
-            .iter()
-            .any(|space| from.contains(space));
+        let qualified = ["__global", "__local", "__constant"].iter().any(|space| from.contains(space));
         let is_copy = self.parents.last().is_some_and(|parent| {
             parent.kind == "CXXConstructExpr"
                 || (parent.kind == "CXXOperatorCallExpr" && refers_to(parent, "operator="))
@@ -287,12 +222,7 @@ impl<'a> Rules<'a> {
     }
 
     fn call(&mut self, to: &'a str) {
-        if let Some(function) = self
-            .parents
-            .iter()
-            .rev()
-            .find(|parent| parent.is_function())
-        {
+        if let Some(function) = self.parents.iter().rev().find(|parent| parent.is_function()) {
             self.calls.add(&function.id, to);
         }
     }
@@ -339,20 +269,14 @@ impl<'a> CallGraph<'a> {
             }
             seen.contains(**id)
         };
-        self.edges
-            .keys()
-            .filter(reaches_itself)
-            .map(|id| self.names.get(id).copied().unwrap_or("?"))
-            .collect()
+        self.edges.keys().filter(reaches_itself).map(|id| self.names.get(id).copied().unwrap_or("?")).collect()
     }
 }
 
 /// Bytes of the kernel's threadgroup arrays, as far as their element's size is known here.
 fn threadgroup_bytes(kernel: &Node) -> usize {
     let own = match kernel.kind.as_str() {
-        "VarDecl" if kernel.type_name().contains("__local") => {
-            array_bytes(kernel.type_name()).next_multiple_of(16)
-        }
+        "VarDecl" if kernel.type_name().contains("__local") => array_bytes(kernel.type_name()).next_multiple_of(16),
         _ => 0,
     };
     own + kernel.inner.iter().map(threadgroup_bytes).sum::<usize>()
@@ -374,13 +298,7 @@ fn array_bytes(ty: &str) -> usize {
 /// Element type and number of elements of `T[n][m]`; of `T` itself, one.
 fn array(ty: &str) -> (&str, usize) {
     let (element, counts) = ty.split_once('[').unwrap_or((ty, ""));
-    (
-        element.trim(),
-        counts
-            .split(['[', ']'])
-            .filter_map(|count| count.parse::<usize>().ok())
-            .product(),
-    )
+    (element.trim(), counts.split(['[', ']']).filter_map(|count| count.parse::<usize>().ok()).product())
 }
 
 fn is_function_kind(kind: &str) -> bool {
@@ -388,13 +306,8 @@ fn is_function_kind(kind: &str) -> bool {
 }
 
 fn refers_to(node: &Node, name: &str) -> bool {
-    node.referenced_decl
-        .as_ref()
-        .is_some_and(|to| to.name == name)
-        || node
-            .inner
-            .first()
-            .is_some_and(|child| refers_to(child, name))
+    node.referenced_decl.as_ref().is_some_and(|to| to.name == name)
+        || node.inner.first().is_some_and(|child| refers_to(child, name))
 }
 
 fn without_generic(ty: &str) -> String {
@@ -402,6 +315,5 @@ fn without_generic(ty: &str) -> String {
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !c.is_alphanumeric() && c != '_')
-        .filter(|word| !word.is_empty())
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }

@@ -85,14 +85,8 @@ impl Node {
 
     /// The number that `#define NAME(n) clang::annotate("NAME", n)` left on this declaration.
     pub fn annotated(&self) -> Option<i64> {
-        let attribute = self
-            .inner
-            .iter()
-            .find(|child| child.kind == "AnnotateAttr")?;
-        attribute
-            .inner
-            .iter()
-            .find_map(|child| child.value.as_ref()?.as_str()?.parse().ok())
+        let attribute = self.inner.iter().find(|child| child.kind == "AnnotateAttr")?;
+        attribute.inner.iter().find_map(|child| child.value.as_ref()?.as_str()?.parse().ok())
     }
 }
 
@@ -106,10 +100,7 @@ pub struct Position {
 impl Position {
     /// Follows the locations of a node, in the order in which they are written.
     pub fn enter(&mut self, node: &Node) {
-        let begin = node
-            .loc
-            .iter()
-            .chain(node.range.iter().map(|range| &range.begin));
+        let begin = node.loc.iter().chain(node.range.iter().map(|range| &range.begin));
         begin.for_each(|location| self.follow(location));
     }
 
@@ -121,10 +112,7 @@ impl Position {
     }
 
     fn follow(&mut self, location: &Location) {
-        for part in [&location.spelling_loc, &location.expansion_loc]
-            .into_iter()
-            .flatten()
-        {
+        for part in [&location.spelling_loc, &location.expansion_loc].into_iter().flatten() {
             self.follow(part);
         }
         if let Some(file) = &location.file {
@@ -146,10 +134,7 @@ impl Lines {
     pub fn of(text: &str) -> Lines {
         let mut starts = vec![(1, "text".to_owned(), 1)];
         for (index, line) in text.lines().enumerate() {
-            let Some((number, file)) = line
-                .strip_prefix("#line ")
-                .and_then(|rest| rest.split_once(' '))
-            else {
+            let Some((number, file)) = line.strip_prefix("#line ").and_then(|rest| rest.split_once(' ')) else {
                 continue;
             };
             if let Ok(number) = number.parse() {
@@ -161,12 +146,8 @@ impl Lines {
 
     /// `file:line`, as an author knows it.
     pub fn name(&self, line: usize) -> String {
-        let (start, file, number) = self
-            .starts
-            .iter()
-            .rev()
-            .find(|(start, ..)| *start <= line)
-            .unwrap_or(&self.starts[0]);
+        let (start, file, number) =
+            self.starts.iter().rev().find(|(start, ..)| *start <= line).unwrap_or(&self.starts[0]);
         format!("{file}:{}", number + line.saturating_sub(*start))
     }
 }
@@ -178,9 +159,6 @@ mod tests {
     #[test]
     fn lines_are_called_what_the_directives_say() {
         let lines = Lines::of("#define A 1\n#line 1 \"a.h\"\nx\ny\n#line 7 \"b.metal\"\nz\n");
-        assert_eq!(
-            [1, 3, 4, 6].map(|line| lines.name(line)),
-            ["text:1", "a.h:1", "a.h:2", "b.metal:7"]
-        );
+        assert_eq!([1, 3, 4, 6].map(|line| lines.name(line)), ["text:1", "a.h:1", "a.h:2", "b.metal:7"]);
     }
 }

@@ -124,8 +124,8 @@ impl Device for Cpu {
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {
         // 64 bytes: a cache line, and the widest vector.
-        let layout = Layout::from_size_align(bytes.max(64), 64)
-            .map_err(|_| Error::OutOfMemory { device: "cpu", bytes })?;
+        let layout =
+            Layout::from_size_align(bytes.max(64), 64).map_err(|_| Error::OutOfMemory { device: "cpu", bytes })?;
         // SAFETY: the size is not zero.
         let pointer = unsafe { alloc(layout) };
         if pointer.is_null() {

@@ -2,11 +2,11 @@
 
 use super::{AdamW, Args, Goal, Slot};
 use crate::device::Run;
-use smallvec::smallvec;
 use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::error::Result;
 use crate::kernels::Unit;
 use crate::{DType, params};
+use smallvec::smallvec;
 
 params! {
     /// What `adamw_prepare` makes coefficients from.
@@ -126,7 +126,8 @@ fn update_table<D: Gpu>(
     first: usize,
     amsgrad: bool,
 ) -> Result<()> {
-    let room = TABLES.into_iter().find(|room| *room >= slots.len()).expect("chunks are no longer than the largest table");
+    let room =
+        TABLES.into_iter().find(|room| *room >= slots.len()).expect("chunks are no longer than the largest table");
     let mut words = vec![0u32; 14 * room];
     let mut groups = 0;
     for (i, slot) in slots.iter().enumerate() {
@@ -146,7 +147,11 @@ fn update_table<D: Gpu>(
     if groups == 0 {
         return Ok(());
     }
-    device.launch(&spec(problem, "adamw_update", room, amsgrad), groups, &[Arg::Buffer(coefficients), Arg::Params(&words)])
+    device.launch(
+        &spec(problem, "adamw_update", room, amsgrad),
+        groups,
+        &[Arg::Buffer(coefficients), Arg::Params(&words)],
+    )
 }
 
 /// One launch with the tensors bound one by one.
@@ -166,8 +171,13 @@ fn update_bound<D: Gpu>(
         list.extend([slot.param, slot.grad, slot.exp_avg, slot.exp_avg_sq].map(Arg::Buffer));
         list.extend(slot.max_exp_avg_sq.map(Arg::Buffer));
         let count = slots.get(i).map_or(0, |slot| slot.numel.div_ceil(CHUNK));
-        let column =
-            [groups as u32, (groups + count) as u32, slot.numel as u32, (slot.numel >> 32) as u32, vectors(device, slot)];
+        let column = [
+            groups as u32,
+            (groups + count) as u32,
+            slot.numel as u32,
+            (slot.numel >> 32) as u32,
+            vectors(device, slot),
+        ];
         for (row, value) in columns.iter_mut().zip(column) {
             row[i] = value;
         }
@@ -188,7 +198,8 @@ pub(crate) fn units() -> Vec<Unit> {
     use DType::{BF16, F16, F32, F64};
     let mut units = Vec::new();
     for (param, grad) in [(F32, F32), (F16, F16), (BF16, BF16), (F32, BF16), (BF16, F32), (F64, F64)] {
-        let options = super::Options { lr: 0.0, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, goal: Goal::Minimize };
+        let options =
+            super::Options { lr: 0.0, beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, goal: Goal::Minimize };
         let problem = AdamW { options, param, grad };
         for amsgrad in [false, true] {
             units.extend(TABLES.map(|slots| Unit::cuda(spec(&problem, "adamw_update", slots, amsgrad))));

@@ -1,12 +1,12 @@
 //! GPU form of qr: which kernel, which specialisation, how many groups.
 
 use super::{Args, Mode, OP, Qr};
-use smallvec::smallvec;
 use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::device::{Caps, Run};
 use crate::error::{Error, Result};
 use crate::kernels::Unit;
 use crate::{DType, params};
+use smallvec::smallvec;
 
 params! {
     /// Sizes of one call.

@@ -8,8 +8,32 @@ use crate::{Element, Error, Tensor, each_device};
 
 /// Sizes around every threshold of the plans.
 const SIZES: [(usize, usize); 26] = [
-    (1, 1), (2, 2), (3, 3), (1, 7), (7, 1), (8, 8), (9, 9), (8, 9), (15, 16), (16, 16), (17, 17), (32, 32), (33, 31),
-    (32, 64), (64, 32), (48, 48), (49, 49), (64, 64), (65, 64), (64, 65), (5, 100), (100, 5), (130, 7), (7, 130), (129, 90), (90, 129),
+    (1, 1),
+    (2, 2),
+    (3, 3),
+    (1, 7),
+    (7, 1),
+    (8, 8),
+    (9, 9),
+    (8, 9),
+    (15, 16),
+    (16, 16),
+    (17, 17),
+    (32, 32),
+    (33, 31),
+    (32, 64),
+    (64, 32),
+    (48, 48),
+    (49, 49),
+    (64, 64),
+    (65, 64),
+    (64, 65),
+    (5, 100),
+    (100, 5),
+    (130, 7),
+    (7, 130),
+    (129, 90),
+    (90, 129),
 ];
 
 /// (reconstruction, orthogonality) for the larger side.
@@ -22,7 +46,15 @@ fn bars(n: usize) -> (f64, f64) {
     }
 }
 
-fn check<T: Element, D: Run<super::Qr>>(device: &D, values: &[T], batch: usize, rows: usize, cols: usize, mode: Mode, what: &str) {
+fn check<T: Element, D: Run<super::Qr>>(
+    device: &D,
+    values: &[T],
+    batch: usize,
+    rows: usize,
+    cols: usize,
+    mode: Mode,
+    what: &str,
+) {
     let a = Tensor::from_slice(device, values, &[batch, rows, cols]).expect("sizes fit");
     let factors = qr(a.view(), mode).expect("a valid call");
     let (q, r): (Vec<T>, Vec<T>) = (factors.q.to_vec().unwrap(), factors.r.to_vec().unwrap());
@@ -81,7 +113,10 @@ fn empty_sizes<D: Run<super::Qr>>(device: &D) {
         let a = Tensor::from_slice::<f32>(device, &[], &shape).unwrap();
         let reduced = qr(a.view(), Mode::Reduced).unwrap();
         let k = shape[1].min(shape[2]);
-        assert_eq!((reduced.q.shape(), reduced.r.shape()), (&[shape[0], shape[1], k][..], &[shape[0], k, shape[2]][..]));
+        assert_eq!(
+            (reduced.q.shape(), reduced.r.shape()),
+            (&[shape[0], shape[1], k][..], &[shape[0], k, shape[2]][..])
+        );
         let complete = qr(a.view(), Mode::Complete).unwrap().q.to_vec::<f32>().unwrap();
         let m = shape[1];
         for (e, value) in complete.iter().enumerate() {
@@ -127,7 +162,8 @@ fn items_do_not_touch_each_other<D: Run<super::Qr>>(device: &D) {
         let (q_nan, r_nan) = run(&values);
         let k = rows.min(cols);
         for item in [0, 1, 4] {
-            let same = |a: &[f32], b: &[f32], n: usize| assert_eq!(bits(&a[item * n..][..n]), bits(&b[item * n..][..n]));
+            let same =
+                |a: &[f32], b: &[f32], n: usize| assert_eq!(bits(&a[item * n..][..n]), bits(&b[item * n..][..n]));
             same(&q, &q_nan, rows * k);
             same(&r, &r_nan, k * cols);
         }

@@ -1,12 +1,12 @@
 //! GPU form of rms_norm: which specialisation, how many groups.
 
 use super::{Backward, BackwardArgs, Forward, ForwardArgs, Norm};
-use smallvec::smallvec;
-use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::device::Run;
+use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::error::Result;
 use crate::kernels::Unit;
 use crate::{DType, params};
+use smallvec::smallvec;
 
 params! {
     /// Sizes of one pass; `slots` row slots share the rows in the backward pass.
@@ -70,14 +70,7 @@ impl Plan {
         let resident = if vec == 8 { 1024 } else { 512 };
         let groups_per_unit =
             if pass == Pass::Forward { 1 } else { (resident / (threads_per_row * rows_per_group)).max(1) };
-        Plan {
-            threads_per_row,
-            rows_per_group,
-            groups_per_unit,
-            vec,
-            chunks: needed.min(most),
-            stream: needed > most,
-        }
+        Plan { threads_per_row, rows_per_group, groups_per_unit, vec, chunks: needed.min(most), stream: needed > most }
     }
 
     fn spec(&self, norm: &Norm, pass: Pass, add: bool) -> Spec {
@@ -153,7 +146,8 @@ impl<D: Gpu> Run<Backward> for D {
         let most = self.caps().units * plan.groups_per_unit as usize;
         let groups = most.clamp(1, norm.rows.div_ceil(per_group).max(1));
         let slots = groups * per_group;
-        let parts = self.alloc(if norm.weight.is_some() { slots * norm.cols * norm.dtype.compute().size() } else { 64 })?;
+        let parts =
+            self.alloc(if norm.weight.is_some() { slots * norm.cols * norm.dtype.compute().size() } else { 64 })?;
         let sizes = Sizes { rows: norm.rows as u32, cols: norm.cols as u32, slots: slots as u32, eps: 0.0 };
         let words = sizes.words();
         let buffers =
@@ -173,12 +167,14 @@ impl<D: Gpu> Run<Backward> for D {
 /// The specialisations of common row lengths, aligned and not.
 pub(crate) fn units() -> Vec<Unit> {
     use DType::{BF16, F16, F32, F64};
-    let types = [(F32, Some(F32)), (F16, Some(F16)), (BF16, Some(BF16)), (BF16, Some(F32)), (F32, None), (F64, Some(F64))];
+    let types =
+        [(F32, Some(F32)), (F16, Some(F16)), (BF16, Some(BF16)), (BF16, Some(F32)), (F32, None), (F64, Some(F64))];
     let mut specs = Vec::new();
     for (dtype, weight) in types {
         for cols in [1, 64, 512, 1023, 1024, 4096, 8192, 16384, 32768, 65536] {
             let norm = Norm { rows: 1, cols, eps: 0.0, dtype, weight };
-            let passes = [(Pass::Forward, false), (Pass::Backward, false), (Pass::Forward, true), (Pass::Backward, true)];
+            let passes =
+                [(Pass::Forward, false), (Pass::Backward, false), (Pass::Forward, true), (Pass::Backward, true)];
             let all = passes.map(|(pass, add)| Plan::new(&norm, pass, true).spec(&norm, pass, add));
             for spec in all.into_iter().chain(weight.map(|_| weight_spec(&norm))) {
                 if !specs.contains(&spec) {

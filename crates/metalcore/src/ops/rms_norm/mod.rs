@@ -179,7 +179,8 @@ pub fn rms_norm<D: Run<Forward>>(
     let rstd = Tensor::empty(x.device, &x.shape[..x.shape.len() - 1], x.dtype.compute())?;
     let (y_buffer, rstd_buffer) = (y.buffer(), rstd.buffer());
     let weight = weight.map(|w| w.buffer);
-    x.device.run(&Forward(norm), ForwardArgs { x: x.buffer, residual: None, weight, y: y_buffer, rstd: rstd_buffer })?;
+    x.device
+        .run(&Forward(norm), ForwardArgs { x: x.buffer, residual: None, weight, y: y_buffer, rstd: rstd_buffer })?;
     Ok((y, rstd))
 }
 
