@@ -21,7 +21,7 @@ PARALLEL := -j 2 $(if $(filter 3.%,$(MAKE_VERSION)),,--output-sync=target)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-nightly lint format build wheel clean
-.PHONY: rust-tests test-rust test-kernels test-mirror test-python test-emulated test-scaffold
+.PHONY: rust-tests test-rust test-kernels test-mirror test-python test-emulated test-scaffold test-unwritten
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "make %-14s%s\n", name, $$0 }'
@@ -35,10 +35,11 @@ demo: $(VENV)/.built ## Short benchmark and training demo on every device; write
 test: ## All tests on every device that is there; at the end a line for each device
 	@echo "Installing packages and compiling. The first time this takes minutes, and prints little."
 	@$(MAKE) --no-print-directory $(PARALLEL) $(VENV)/.built rust-tests
-	@$(MAKE) --no-print-directory $(PARALLEL) --keep-going test-rust test-kernels test-mirror test-python test-emulated
+	@$(MAKE) --no-print-directory $(PARALLEL) --keep-going \
+		test-rust test-kernels test-mirror test-scaffold test-python test-emulated
 	@$(RUN) tests/summary.py
 
-test-nightly: test test-scaffold ## The same, and what takes longer: exhaustive tests, every bench once, the scaffold
+test-nightly: test test-unwritten ## The same, and what takes longer: exhaustive tests, every bench once, the scaffold
 	$(PYTEST) --nightly
 	METALCORE_EMULATE=1 $(PYTEST) --nightly
 	$(RUN) benchmark.py --lite --device all
@@ -103,9 +104,13 @@ test-emulated: $(VENV)/.built
 
 # A new operation compiles as it is made, and its tests fail until it is written.
 SCAFFOLD := target/scaffold
-test-scaffold:
-	rm -rf $(SCAFFOLD) && mkdir -p $(SCAFFOLD)
-	cp -R .cargo Cargo.toml Cargo.lock CHANGELOG.md README.md pyproject.toml rustfmt.toml crates xtask python tests $(SCAFFOLD)
-	cd $(SCAFFOLD) && cargo xtask new-op op_name --edit && cargo fmt --all --check
-	cd $(SCAFFOLD) && cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cd $(SCAFFOLD) && ! cargo test --quiet --package metalcore --features emulator op_name
+SCAFFOLDED := cd $(SCAFFOLD) && CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target) cargo
+test-scaffold: $(VENV)/.tools
+	@rm -rf $(SCAFFOLD) && mkdir -p $(SCAFFOLD)
+	@cp -R Cargo.toml Cargo.lock CHANGELOG.md rustfmt.toml crates xtask python tests $(SCAFFOLD)
+	$(XTASK) new-op op_name --edit --root $(SCAFFOLD)
+	$(SCAFFOLDED) fmt --all
+	$(SCAFFOLDED) clippy --quiet --workspace --all-targets -- -D warnings
+
+test-unwritten: test-scaffold
+	! { $(SCAFFOLDED) test --quiet --package metalcore --features emulator op_name; }

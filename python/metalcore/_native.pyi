@@ -62,14 +62,12 @@ class AdamWGroup:
         step_views: list[Tensor],
         state: dict[Tensor, Any],
     ) -> AdamWGroup: ...
-    def step(
-        self,
-        params: list[Tensor],
-        grads: list[Optional[Tensor]],
-        state: dict[Tensor, Any],
-        scalar_tensors: list[Optional[Tensor]],
-        scalars: dict[str, Any],
-    ) -> bool: ...
+    def prepare(self, params: list[Tensor], grads: list[Optional[Tensor]], state: dict[Tensor, Any]) -> Optional[AdamWStep]: ...
+
+class AdamWStep:
+    """A step of an AdamWGroup, looked at and ready."""
+
+    def run(self, scalar_tensors: list[Optional[Tensor]], scalars: dict[str, Any]) -> None: ...
 
 def load(library_dir: Union[str, Path], some_tensor: Tensor) -> None: ...
 def set_threads(count: int) -> None: ...

@@ -32,6 +32,8 @@ def _devices() -> tuple[dict[str, str], dict[str, str]]:
 
 
 TESTED, SKIPPED = _devices()
+# Marker -> where a test with it runs.
+_PLACES = {"native": ("cpu", "cuda", "mps"), "emulated": (EMULATOR,), "host": ("cpu", EMULATOR), "cuda": ("cuda",)}
 
 
 def _dtypes(name: str) -> tuple[torch.dtype, ...]:
@@ -43,22 +45,22 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if not TESTED:
+        raise pytest.UsageError(f"METALCORE_DEVICE is {metalcore.config.device}, which is not there")
     config.addinivalue_line("markers", "nightly: slow and exhaustive; runs with --nightly")
     config.addinivalue_line("markers", "dtypes(*dtypes): the dtypes that a test with `dtype` runs for")
     config.addinivalue_line("markers", "native: needs kernels that run at full speed; not for the emulator")
     config.addinivalue_line("markers", "emulated: is about the emulator's rules; not for other devices")
+    config.addinivalue_line("markers", "host: is about work of the host; for cpu and the emulator")
     config.addinivalue_line("markers", "cuda: is about streams and graphs of CUDA; not for other devices")
     config.addinivalue_line("markers", "absent: no device for this test")
 
 
 def _places(metafunc) -> list[str]:
     names = list(TESTED)
-    if metafunc.definition.get_closest_marker("native"):
-        names = [name for name in names if name != EMULATOR]
-    if metafunc.definition.get_closest_marker("emulated"):
-        names = [name for name in names if name == EMULATOR]
-    if metafunc.definition.get_closest_marker("cuda"):
-        names = [name for name in names if name == "cuda"]
+    for marker, wanted in _PLACES.items():
+        if metafunc.definition.get_closest_marker(marker):
+            names = [name for name in names if name in wanted]
     return names
 
 

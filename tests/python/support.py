@@ -59,7 +59,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def normal(*shape: int, device: torch.device, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """Standard normal values, the same on every device."""
-    return (torch.randn(shape, dtype=torch.float64) * scale).to(device=device, dtype=dtype)
+    return (torch.randn(shape, dtype=torch.float64) * scale).to(dtype).to(device)
 
 
 def storages(*tensors: Tensor) -> list[int]:

@@ -168,7 +168,7 @@ def backward_error(A, Q, R):
 def test_well_conditioned_factors_are_those_of_torch_up_to_rounding(device, dtype, size, mode):
     m, n = size
     k = min(m, n)
-    A = torch.stack([with_condition(m, n, 10) for _ in range(4)]).to(device, dtype)
+    A = torch.stack([with_condition(m, n, 10) for _ in range(4)]).to(dtype).to(device)
     Q, R = metalcore.qr(A, mode)
     reference = torch.linalg.qr(A.cpu().double(), mode)
     signs = [X.diagonal(dim1=-2, dim2=-1).cpu().sign().double() for X in (R, reference.R)]
@@ -282,7 +282,7 @@ def test_permuting_the_batch_permutes_the_factors(device, dtype):
 def test_a_power_of_two_scales_r_exactly_and_leaves_q(device, dtype, size):
     exponents = {torch.float16: [0, 1, 3, 5], torch.float64: [-990, -500, -3, 0, 5, 500, 990]}
     exponents = exponents.get(dtype, [-90, -60, -31, -3, 0, 5, 31, 70, 110])
-    scales = torch.tensor([2.0**e for e in exponents], dtype=torch.float64).to(device, dtype)[:, None, None]
+    scales = torch.tensor([2.0**e for e in exponents], dtype=torch.float64).to(dtype).to(device)[:, None, None]
     A = normal(*size, device=device, dtype=dtype, scale=32)
     together = metalcore.qr(scales * A)
     Q, R = metalcore.qr(A.expand(len(exponents), *size))
@@ -292,7 +292,7 @@ def test_a_power_of_two_scales_r_exactly_and_leaves_q(device, dtype, size):
 
 def test_a_matrix_with_orthonormal_columns_gives_a_triangle_of_signs(device, dtype):
     for n in (2, 8, 33):
-        A = torch.stack([orthogonal(n, n) for _ in range(3)]).to(device, dtype)
+        A = torch.stack([orthogonal(n, n) for _ in range(3)]).to(dtype).to(device)
         Q, R = metalcore.qr(A)
         assert_qr(A, Q, R)
         assert torch.equal(R.diagonal(dim1=-2, dim2=-1).abs().round(), torch.ones(3, n, device=device, dtype=dtype))

@@ -14,7 +14,7 @@ SINGLE = (torch.float32, torch.float64)
 
 def well_conditioned(batch, m, n, device, dtype):
     """A batch of matrices of condition 10 whose first columns are well conditioned too."""
-    return torch.stack([with_condition(m, n, 10) for _ in range(batch)]).to(device, dtype)
+    return torch.stack([with_condition(m, n, 10) for _ in range(batch)]).to(dtype).to(device)
 
 
 def losses(Q, R):

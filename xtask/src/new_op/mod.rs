@@ -5,7 +5,7 @@
 
 mod edits;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +17,9 @@ pub struct Arguments {
     /// Make the edits too instead of printing them.
     #[arg(long)]
     edit: bool,
+    /// Another checkout to work on.
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
 }
 
 /// Words that are no name of a module in Rust or Python, or that something else has.
@@ -41,7 +44,8 @@ const FILES: [(&str, &str); 11] = [
 
 /// Writes the files of an operation, and prints or makes the edits.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    create(&crate::root(), &arguments.name, arguments.edit)?;
+    let root = arguments.root.clone().unwrap_or_else(crate::root);
+    create(&root, &arguments.name, arguments.edit)?;
     Ok(ExitCode::SUCCESS)
 }
 

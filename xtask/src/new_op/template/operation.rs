@@ -24,7 +24,7 @@ pub(crate) use gpu::units;
 
 use crate::device::{Problem, Run, cpu::Cpu};
 use crate::error::Result;
-use crate::tensor::{Tensor, View, host, host_mut};
+use crate::tensor::{Tensor, View};
 use crate::{DType, with_dtype};
 
 const OP: &str = "op_name";
@@ -61,7 +61,7 @@ impl Run<OpName> for Cpu {
     fn run(&self, problem: &OpName, args: Args<'_, Self::Buffer>) -> Result<()> {
         with_dtype!(problem.dtype, T => {
             // SAFETY: the caller's buffers have the sizes of the problem, and are two different ones.
-            let (x, y) = unsafe { (host::<T>(args.x, problem.numel), host_mut::<T>(args.y, problem.numel)) };
+            let (x, y) = unsafe { (args.x.slice::<T>(problem.numel), args.y.slice_mut::<T>(problem.numel)) };
             cpu::op_name(self.threads(), x, y);
         });
         Ok(())

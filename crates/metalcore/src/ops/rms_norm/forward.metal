@@ -32,7 +32,7 @@ G_FN void rms_forward(DEV(const RMS_T) x, DEV(const RMS_T) residual, DEV(const R
     G_UNROLL for (uint e = 0; e < RMS_E; ++e) ss += h[e] * h[e];
   }
   ss = rms_row_sum(ss, scratch, c);
-  const real r = g_rsqrt(ss / real(p.cols) + real(p.eps));
+  const real r = g_rsqrt(ss / real(p.cols) + gk_wide_real(p.eps));
   if (t == 0) rstd[row] = r;
   for (uint tile = 0; tile < tiles; ++tile) {
     if (RMS_STREAM) rms_take(x, residual, sum, base, tile, t, p.cols, h);

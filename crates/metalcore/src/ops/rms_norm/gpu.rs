@@ -10,7 +10,7 @@ use smallvec::smallvec;
 
 params! {
     /// Sizes of one pass; `slots` row slots share the rows in the backward pass.
-    Sizes as "rms_norm_params" { rows: u32, cols: u32, slots: u32, eps: f32 }
+    Sizes as "rms_norm_params" { rows: u32, cols: u32, slots: u32, eps: f64 }
 }
 params! {
     /// Sizes of the ordered sum.
@@ -125,7 +125,7 @@ impl<D: Gpu> Run<Forward> for D {
         let (residual, sum) = args.residual.unzip();
         let buffers = [Some(args.x), residual, Some(weight), Some(args.y), sum, Some(args.rstd)];
         let plan = Plan::new(norm, Pass::Forward, buffers[..5].iter().flatten().all(|b| self.aligned(b, 16)));
-        let sizes = Sizes { rows: norm.rows as u32, cols: norm.cols as u32, slots: 0, eps: norm.eps as f32 };
+        let sizes = Sizes { rows: norm.rows as u32, cols: norm.cols as u32, slots: 0, eps: norm.eps };
         let words = sizes.words();
         let spec = plan.spec(norm, Pass::Forward, residual.is_some());
         let mut list: Vec<_> = buffers.into_iter().flatten().map(Arg::Buffer).collect();
