@@ -4,12 +4,18 @@ import metalcore
 import torch
 
 
-def lines():
-    yield "cpu", "tested"
-    yield "emulator", "tested: the GPU kernels, and the Metal path from Python, on the host"
-    yield "cuda", f"tested on {torch.cuda.get_device_name()}" if metalcore.has_cuda_kernels() else "skipped: no NVIDIA GPU"
-    yield "mps", "tested" if metalcore.has_metal_kernels() else "skipped: no Apple GPU; the Metal texts were checked statically"
+def state(name: str, usable: bool, tested: str, absent: str) -> str:
+    asked = metalcore.config.device
+    if not usable:
+        return f"skipped: {absent}"
+    if asked is not None and asked.split(":")[0] != name:
+        return f"skipped: METALCORE_DEVICE is {asked}"
+    return tested
 
 
-for device, state in lines():
-    print(f"{device:10}{state}")
+cuda, mps = metalcore.has_cuda_kernels(), metalcore.has_metal_kernels()
+gpu = torch.cuda.get_device_name() if cuda else ""
+print("cpu       ", state("cpu", True, "tested", ""))
+print("emulator   tested: the GPU kernels, and the Metal path from Python, on the host")
+print("cuda      ", state("cuda", cuda, f"tested on {gpu}", "no NVIDIA GPU"))
+print("mps       ", state("mps", mps, "tested", "no Apple GPU; the Metal texts were checked statically"))

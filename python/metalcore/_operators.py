@@ -76,6 +76,9 @@ def needs_grad(*tensors: "torch.Tensor | None") -> bool:
     return False
 
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
 def same_device(op: str, **tensors: "torch.Tensor | None") -> None:
     """ValueError for tensors of two devices."""
     device = None
@@ -99,8 +102,8 @@ def check_tensors(op: str, *, optional: tuple = ("weight", "W"), **tensors: "tor
             raise NotImplementedError(f"{op}: {name}: got a nested or sparse tensor, expected a plain one")
         if tensor.is_complex():
             raise NotImplementedError(f"{op}: {name}: got dtype {tensor.dtype}, expected a real floating dtype")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{op}: {name}: got dtype {tensor.dtype}, expected a floating dtype")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{op}: {name}: got dtype {tensor.dtype}, expected float32, float16, bfloat16 or float64")
         if tensor.device.type not in ("cpu", "cuda", "mps", "meta"):
             raise NotImplementedError(f"{op}: {name}: got device {tensor.device}, expected cpu, cuda or mps")
         if tensor.dtype == torch.float64 and metal_for(tensor) is not None:

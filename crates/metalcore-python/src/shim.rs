@@ -3,7 +3,6 @@
 
 use crate::throw::Thrower;
 use libloading::Library;
-use metalcore::device::cpu::Threads;
 use metalcore::{DType, Error, Result};
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
@@ -29,7 +28,6 @@ macro_rules! shims {
             current_cuda_stream: OnceLock<Option<CurrentStream>>,
             num_threads: Option<NumThreads>,
             dispatcher: Option<Dispatcher>,
-            parallel_for: Option<ParallelFor>,
             /// Raises a Python exception from inside an operator.
             pub thrower: Thrower,
             library_dir: std::path::PathBuf,
@@ -42,7 +40,6 @@ macro_rules! shims {
                         $($field: *library.get(concat!($symbol, "\0"))?,)*
                         current_cuda_stream: OnceLock::new(),
                         dispatcher: Dispatcher::load(library),
-                        parallel_for: library.get(b"torch_parallel_for\0").ok().map(|f| *f),
                         num_threads: library.get(b"_ZN2at15get_num_threadsEv\0").ok().map(|f| *f),
                         thrower: Thrower::load(library)?,
                         library_dir: library_dir.to_owned(),
@@ -71,8 +68,6 @@ shims! {
     library_impl = "aoti_torch_library_impl": fn(*mut c_void, *const c_char, Boxed) -> i32;
 }
 
-/// Calls a function with ranges from several threads; of torch 2.10 and later.
-type ParallelFor = unsafe extern "C" fn(i64, i64, i64, extern "C" fn(i64, i64, *mut c_void), *mut c_void) -> i32;
 /// `int at::get_num_threads()`.
 type NumThreads = unsafe extern "C" fn() -> i32;
 type CurrentStream = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
@@ -109,26 +104,8 @@ pub fn load(library_dir: &Path) -> std::result::Result<(), String> {
     }
     let library = open(library_dir, "torch_cpu").map_err(|e| e.to_string())?;
     let shims = Shims::load(library, library_dir).map_err(|e| format!("torch is too old (2.7 is needed): {e}"))?;
-    if shims.parallel_for.is_some() {
-        Threads::lend(on_torch_threads);
-    }
     drop(SHIMS.set(shims)); // another thread was faster with the same
     Ok(())
-}
-
-/// torch's own threads for our loops: its idle OpenMP threads spin, and leave no processor to others for milliseconds.
-fn on_torch_threads(calls: usize, body: &(dyn Fn() + Sync)) {
-    extern "C" fn call(_: i64, _: i64, body: *mut c_void) {
-        // SAFETY: the address of a body that outlives the loop; it does not panic, as Threads::lend says.
-        unsafe { (*body.cast::<&(dyn Fn() + Sync)>())() }
-    }
-    let mut body = body;
-    let run = get().parallel_for.expect("it was there when it was lent");
-    // SAFETY: the loop returns after its last call.
-    let code = unsafe { run(0, calls as i64, 1, call, (&raw mut body).cast()) };
-    if code != 0 {
-        body(); // nothing is left undone: a body takes what no other call has taken
-    }
 }
 
 fn open(library_dir: &Path, name: &str) -> std::result::Result<&'static Library, libloading::Error> {

@@ -17,7 +17,7 @@ params! {
 }
 params! {
     /// Scalars of the update.
-    Update as "adamw_params" { slots: u32, one_minus_beta1: f64, beta2: f64, one_minus_beta2: f64, eps: f64 }
+    Update as "adamw_params" { slots: u32, beta1: f64, one_minus_beta1: f64, beta2: f64, one_minus_beta2: f64, eps: f64 }
 }
 
 static SOURCE: Source = Source {
@@ -103,6 +103,7 @@ fn scalars(problem: &AdamW, slots: usize) -> Vec<u32> {
     let options = &problem.options;
     Update {
         slots: slots as u32,
+        beta1: options.beta1,
         one_minus_beta1: 1.0 - options.beta1,
         beta2: options.beta2,
         one_minus_beta2: 1.0 - options.beta2,
@@ -144,6 +145,7 @@ fn update_table<D: Gpu>(
     }
     words.extend(scalars(problem, slots.len()));
     words.push(first as u32);
+    words.resize(words.len().next_multiple_of(2), 0); // the struct has the alignment of its addresses
     if groups == 0 {
         return Ok(());
     }

@@ -1,5 +1,5 @@
 // One AdamW step over many tensors (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2):
-//   m <- m + (1 - b1)(g - m),  v <- b2 v + (1 - b2) g g,  p <- decay p - size m / (sqrt(v) / root2 + eps)
+//   m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g g,  p <- decay p - size m / (sqrt(v) / root2 + eps)
 // with decay = 1 - lr wd, size = lr / (1 - b1^t), root2 = sqrt(1 - b2^t). Specialised by text:
 //   ADAMW_P, ADAMW_G   storage types of parameters and gradients; moments are `real`
 //   ADAMW_AMSGRAD      1: v is replaced by the largest v so far
@@ -46,7 +46,6 @@ G_KERNEL(adamw_prepare, 256, IO(0, float, steps), OUT(1, real, coefficients), IN
 G_FN real adamw_larger(real a, real b) { return g_isnan(a) || a > b ? a : b; }
 
 struct adamw_rate { real decay; real size; real inverse_root2; real scale; };
-G_FN v4 adamw_moment(v4 m, v4 g, real weight) { return m + (g - m) * weight; }
 G_FN real adamw_delta(real m, real v, adamw_rate r, real eps) {
   return r.size * m / (g_sqrt(v) * r.inverse_root2 + eps);
 }
@@ -56,12 +55,12 @@ G_FN void adamw_chunk(DEV(ADAMW_P) param, DEV(const ADAMW_G) grad, DEV(real) m, 
                       gk_i64 numel, bool vec, adamw_rate r, PREF(adamw_params) p, gk_ctx c) {
   if (r.scale == 0.0f) return;
   const real one_minus_b1 = gk_wide_real(p.one_minus_beta1), one_minus_b2 = gk_wide_real(p.one_minus_beta2);
-  const real b2 = gk_wide_real(p.beta2), eps = gk_wide_real(p.eps);
+  const real b1 = gk_wide_real(p.beta1), b2 = gk_wide_real(p.beta2), eps = gk_wide_real(p.eps);
   G_UNROLL for (uint u = 0; u < 4; ++u) {
     const gk_i64 i = first + (gk_i64)(u * ADAMW_THREADS + c.tid) * 4;
     if (vec && i + 4 <= numel) {
       const v4 g = gk_ld4_once(grad, i) * r.scale;
-      const v4 mm = adamw_moment(gk_ld4(m, i), g, one_minus_b1);
+      const v4 mm = gk_ld4(m, i) * b1 + g * one_minus_b1;
       const v4 vv = gk_ld4(v, i) * b2 + g * g * one_minus_b2;
       gk_st4(m, i, mm);
       gk_st4(v, i, vv);
@@ -79,7 +78,7 @@ G_FN void adamw_chunk(DEV(ADAMW_P) param, DEV(const ADAMW_G) grad, DEV(real) m, 
         const gk_i64 j = i + e;
         if (j >= numel) break;
         const real g = gk_real(grad[j]) * r.scale;
-        const real m_old = m[j], mm = m_old + (g - m_old) * one_minus_b1;
+        const real mm = m[j] * b1 + g * one_minus_b1;
         const real vv = v[j] * b2 + g * g * one_minus_b2;
         m[j] = mm;
         v[j] = vv;
