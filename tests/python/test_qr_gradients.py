@@ -56,7 +56,7 @@ def test_a_gradient_has_the_dtype_of_its_input(device, dtype, size):
 
 
 @pytest.mark.parametrize(
-    "batch, size", [((), (4, 4)), ((2,), (5, 3)), ((2, 1), (3, 5)), ((2,), (1, 1)), ((0,), (3, 2)), ((1,), (7, 7))], ids=str
+    "batch, size", [((), (4, 4)), ((2,), (5, 3)), ((2, 1), (3, 5)), ((2,), (1, 1)), ((0,), (3, 2)), ((1,), (5, 5))], ids=str
 )
 @pytest.mark.dtypes(torch.float64)
 def test_first_and_second_derivatives_are_those_of_finite_differences(device, dtype, batch, size):
@@ -65,7 +65,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(device, dt
     assert torch.autograd.gradgradcheck(metalcore.qr, (A,))
 
 
-@pytest.mark.parametrize("size", [(4, 4), (3, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(3, 3), (2, 4), (1, 1)], ids=str)
 @pytest.mark.dtypes(torch.float64)
 def test_the_complete_form_of_square_and_wide_matrices_has_derivatives(device, dtype, size):
     A = normal(2, *size, device=device, dtype=dtype).requires_grad_()
