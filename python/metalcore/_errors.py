@@ -6,7 +6,7 @@ _CLASSES = {c.__name__: c for c in (ValueError, TypeError, NotImplementedError, 
 _TAG = re.compile(r"\[(ValueError|TypeError|NotImplementedError|RuntimeError)\] ([^\n]*)")
 
 
-def translate(error: RuntimeError) -> Exception:
+def translate(error: Exception) -> Exception:
     """The exception that an operator meant: its class is in brackets at the head of the text."""
     found = _TAG.search(str(error))
     return _CLASSES[found[1]](found[2]) if found else error

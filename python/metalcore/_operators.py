@@ -50,11 +50,14 @@ config._on_emulate.append(_emulate)
 _emulate(config.emulate)
 
 
+def takes_metal(device: torch.device) -> bool:
+    """Whether the Metal host code runs here (mps, or cpu through the emulator): there is no float64 then."""
+    return device.type == "mps" or (config.emulate and device.type == "cpu")
+
+
 def metal_for(tensor: torch.Tensor) -> "_native.MetalDevice | None":
     """The Metal host code that takes this tensor, or None where native code does."""
-    if tensor.device.type == "mps":
-        return metal_device("mps")
-    return metal_device("cpu") if config.emulate and tensor.device.type == "cpu" else None
+    return metal_device(tensor.device.type) if takes_metal(tensor.device) else None
 
 
 def has_metal_kernels() -> bool:
@@ -91,6 +94,12 @@ def same_device(op: str, **tensors: "torch.Tensor | None") -> None:
             raise ValueError(f"{op}: {name}: got device {tensor.device}, expected {device}")
 
 
+def check_float64(op: str, name: str, tensor: torch.Tensor) -> None:
+    """TypeError for a float64 tensor where the device has none."""
+    if tensor.dtype == torch.float64 and takes_metal(tensor.device):
+        raise TypeError(f"{op}: {name}: got dtype torch.float64, expected one that the device mps has")
+
+
 def check_tensors(op: str, *, optional: tuple = ("weight", "W"), **tensors: "torch.Tensor | None") -> None:
     """One device and real floating types for every tensor; f64 nowhere on mps. Those in ``optional`` may be None."""
     for name, tensor in tensors.items():
@@ -106,6 +115,5 @@ def check_tensors(op: str, *, optional: tuple = ("weight", "W"), **tensors: "tor
             raise TypeError(f"{op}: {name}: got dtype {tensor.dtype}, expected float32, float16, bfloat16 or float64")
         if tensor.device.type not in ("cpu", "cuda", "mps", "meta"):
             raise NotImplementedError(f"{op}: {name}: got device {tensor.device}, expected cpu, cuda or mps")
-        if tensor.dtype == torch.float64 and metal_for(tensor) is not None:
-            raise TypeError(f"{op}: {name}: got dtype torch.float64, expected one that the device mps has")
+        check_float64(op, name, tensor)
     same_device(op, **tensors)

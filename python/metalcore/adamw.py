@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._operators import metal_for
+from ._operators import check_float64, metal_for
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -135,9 +135,12 @@ class MetalAdamW(torch.optim.AdamW):
                     state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
                 elif value.dtype != dtype or value.device != device or value.stride() != p.stride():
                     state[name] = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value)
-        counts = [torch.as_tensor(s.get("step", 0.0), dtype=torch.float32, device=device).reshape(()) for s in states]
-        steps = torch.stack(counts)
-        views = list(steps.unbind())
+        views = [torch.as_tensor(s.get("step", 0.0), dtype=torch.float32, device=device).reshape(()) for s in states]
+        steps = views[0]._base
+        together = steps is not None and steps.shape == (len(views),)
+        if not together or any(v._base is not steps or v.storage_offset() != i for i, v in enumerate(views)):
+            steps = torch.stack(views)
+            views = list(steps.unbind())
         for state, view in zip(states, views):
             state["step"] = view
         moments = [[s[name] for s in states] for name in names]
@@ -248,6 +251,8 @@ class MetalAdamW(torch.optim.AdamW):
             for name, dtype in (("params", p.dtype), ("grad", g.dtype)):
                 if dtype not in _FLOATS:
                     raise NotImplementedError(f"MetalAdamW: {name}: got dtype {dtype}, expected a real floating dtype")
+            check_float64("MetalAdamW", "params", p)
+            check_float64("MetalAdamW", "grad", g)
             params, grads = pairs.setdefault((p.device, p.dtype, g.dtype), ([], []))
             params.append(p)
             grads.append(g)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_tensors, needs_grad, same_device
+from ._operators import check_float64, check_tensors, needs_grad, same_device
 
 _fwd = torch.ops.metalcore.rms_norm_fwd.default
 _bwd = torch.ops.metalcore.rms_norm_bwd.default
@@ -205,6 +205,7 @@ _EPS = {dtype: torch.finfo(_compute_dtype(dtype)).eps for dtype in (torch.float6
 def _norm(op: str, x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> Tensor:
     try:
         if weight is not None and weight.dtype is torch.float64 and x.dtype is not torch.float64:
+            check_float64(op, "weight", weight)
             weight = weight.float()
         if _is_compiling():
             return _fwd(x, weight, normalized, eps)[0]
@@ -214,7 +215,7 @@ def _norm(op: str, x: Tensor, weight: Optional[Tensor], normalized: int, eps: fl
             return _norm_apply(x, weight, normalized, eps)
         with _BelowAutograd():
             return _fwd(x, weight, normalized, eps)[0]
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         check_tensors(op, input=x, weight=weight)
         raise translate(error) from None
 
@@ -302,6 +303,7 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Optional[Tensor],
     op = "fused_add_rmsnorm"
     try:
         if weight is not None and weight.dtype is torch.float64 and input.dtype is not torch.float64:
+            check_float64(op, "weight", weight)
             weight = weight.float()
         if _is_compiling():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
@@ -312,7 +314,7 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Optional[Tensor],
             return _add_norm_apply(input, residual, weight, 1, eps)
         with _BelowAutograd():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         check_tensors(op, input=input, residual=residual, weight=weight)
         if input.ndim < 1:
             raise ValueError(wrong(op, "input", "shape []", "at least 1 dimension")) from None

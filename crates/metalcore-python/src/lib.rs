@@ -31,8 +31,15 @@ struct MetalDevice(Metal);
 
 type Object = Py<PyAny>;
 
-fn buffer(object: Object) -> Buffer {
-    Arc::new(object)
+/// torch's dispatcher passes None for an undefined tensor, whatever the schema says.
+fn buffer(py: Python<'_>, object: Object) -> PyResult<Buffer> {
+    if object.is_none(py) {
+        return Err(PyTypeError::new_err("got None, expected a tensor"));
+    }
+    Ok(Arc::new(object))
+}
+fn optional(object: Option<Object>) -> Option<Buffer> {
+    object.map(Arc::new)
 }
 fn object(py: Python<'_>, buffer: &Buffer) -> Object {
     buffer.clone_ref(py)
@@ -48,7 +55,7 @@ impl MetalDevice {
 
     #[pyo3(signature = (a, mode=0))]
     fn qr(&self, py: Python<'_>, a: Object, mode: i64) -> PyResult<(Object, Object)> {
-        let (q, r) = ops::qr::qr(&Objects(self.0.clone()), buffer(a), mode).map_err(python_error)?;
+        let (q, r) = ops::qr::qr(&Objects(self.0.clone()), buffer(py, a)?, mode).map_err(python_error)?;
         Ok((object(py, &q), object(py, &r)))
     }
 
@@ -62,7 +69,7 @@ impl MetalDevice {
     ) -> PyResult<(Object, Object)> {
         let host = Objects(self.0.clone());
         let ops::rms_norm::Normed { y, rstd, .. } =
-            ops::rms_norm::forward(&host, buffer(x), None, weight.map(buffer), normalized, eps)
+            ops::rms_norm::forward(&host, buffer(py, x)?, None, optional(weight), normalized, eps)
                 .map_err(python_error)?;
         Ok((object(py, &y), object(py, &rstd)))
     }
@@ -77,9 +84,9 @@ impl MetalDevice {
         eps: f64,
     ) -> PyResult<(Object, Object, Object)> {
         let host = Objects(self.0.clone());
-        let (input, residual) = (buffer(input), buffer(residual));
+        let (input, residual) = (buffer(py, input)?, buffer(py, residual)?);
         let ops::rms_norm::Normed { y, sum, rstd } =
-            ops::rms_norm::forward(&host, input, Some(residual), weight.map(buffer), normalized, eps)
+            ops::rms_norm::forward(&host, input, Some(residual), optional(weight), normalized, eps)
                 .map_err(python_error)?;
         let sum = sum.expect("the residual form has a sum");
         Ok((object(py, &y), object(py, &sum), object(py, &rstd)))
@@ -95,9 +102,9 @@ impl MetalDevice {
         normalized: i64,
     ) -> PyResult<(Object, Object)> {
         let host = Objects(self.0.clone());
-        let (dy, x, rstd) = (buffer(dy), buffer(x), buffer(rstd));
+        let (dy, x, rstd) = (buffer(py, dy)?, buffer(py, x)?, buffer(py, rstd)?);
         let (dx, dw) =
-            ops::rms_norm::backward(&host, dy, None, x, weight.map(buffer), rstd, normalized).map_err(python_error)?;
+            ops::rms_norm::backward(&host, dy, None, x, optional(weight), rstd, normalized).map_err(python_error)?;
         Ok((object(py, &dx), object(py, &dw)))
     }
 
@@ -112,8 +119,9 @@ impl MetalDevice {
         normalized: i64,
     ) -> PyResult<(Object, Object)> {
         let host = Objects(self.0.clone());
-        let (dy, d_sum, h, rstd) = (buffer(dy), buffer(d_residual_out), buffer(residual_out), buffer(rstd));
-        let (dx, dw) = ops::rms_norm::backward(&host, dy, Some(d_sum), h, weight.map(buffer), rstd, normalized)
+        let (dy, d_sum, h, rstd) =
+            (buffer(py, dy)?, buffer(py, d_residual_out)?, buffer(py, residual_out)?, buffer(py, rstd)?);
+        let (dx, dw) = ops::rms_norm::backward(&host, dy, Some(d_sum), h, optional(weight), rstd, normalized)
             .map_err(python_error)?;
         Ok((object(py, &dx), object(py, &dw)))
     }

@@ -12,6 +12,7 @@ from typing import Any, Optional, Sequence
 import torch
 
 import metalcore
+from metalcore._operators import takes_metal
 
 from . import history, machine, markdown, peers, plot, runner, table
 from .dtypes import DTYPES
@@ -160,7 +161,7 @@ def choose_dtypes(asked: Optional[str], lite: bool) -> Optional[tuple[torch.dtyp
 
 def dtypes_there(device: torch.device, dtypes: Optional[tuple[torch.dtype, ...]]) -> Optional[tuple[torch.dtype, ...]]:
     """The asked dtypes that a device has. ValueError when none is left."""
-    if dtypes is None or device.type != "mps":
+    if dtypes is None or not takes_metal(device):
         return dtypes
     there = tuple(dtype for dtype in dtypes if dtype != torch.float64)
     if not there:

@@ -86,8 +86,8 @@ fn prepare<D: Gpu>(device: &D, problem: &AdamW, args: &Args<'_, D::Buffer>, coef
         log_beta2: options.beta2.ln().max(-1e4),
     }
     .words();
-    // An absent scalar is bound to a gradient and not read.
-    let scalar = |buffer: Option<_>| Arg::Buffer(buffer.unwrap_or(args.slots[0].grad));
+    // An absent scalar is bound to a moment, whose type suits it, and not read.
+    let scalar = |buffer: Option<_>| Arg::Buffer(buffer.unwrap_or(args.slots[0].exp_avg));
     let list = [
         Arg::Buffer(args.steps),
         Arg::Buffer(coefficients),
