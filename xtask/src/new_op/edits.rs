@@ -40,7 +40,7 @@ const EDITS: [Edit; 14] = [
         file: "crates/metalcore-python/src/lib.rs",
         place: Before("    fn rms_norm_fwd(\n"),
         text: "    fn op_name(&self, py: Python<'_>, x: Object) -> PyResult<Object> {
-        let y = ops::op_name::op_name(&Objects(self.0.clone()), buffer(x)).map_err(python_error)?;
+        let y = ops::op_name::op_name(&Objects(self.0.clone()), buffer(py, x)?).map_err(python_error)?;
         Ok(object(py, &y))
     }
 

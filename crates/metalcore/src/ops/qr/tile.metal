@@ -14,76 +14,6 @@
 #else
 #define qr_sync() tg_barrier()
 #endif
-G_FN real qr_lane_sum(real v) {
-  G_UNROLL for (uint m = 1; m < QR_LANES; m *= 2) v += sg_xor(v, m);
-  return v;
-}
-G_FN real qr_lane_max(real v) {
-  G_UNROLL for (uint m = 1; m < QR_LANES; m *= 2) v = g_max(v, sg_xor(v, m));
-  return v;
-}
-// Row of register i in lane l of a column: chunks of four go round the lanes, so that reading v is free of bank conflicts.
-#define QR_ROW(i, l) (((i) / 4) * (4 * QR_LANES) + 4 * (l) + (i) % 4)
-
-// The reflector of column k, from the column's own threads; every thread of the simd group takes part.
-G_FN qr_reflector qr_reflect(PRIV(real) a, uint k, uint l, gk_ctx c) {
-  real alpha = 0.0f, ss = 0.0f;
-  G_UNROLL for (uint i = 0; i < QR_R; ++i) {
-    const uint row = QR_ROW(i, l);
-    alpha = row == k ? a[i] : alpha;
-    const real t = row > k ? a[i] : 0.0f;
-    ss += t * t;
-  }
-  ss = qr_lane_sum(ss);
-  alpha = sg_shfl(alpha, (c.lane & ~(QR_LANES - 1u)) | ((k / 4) & (QR_LANES - 1u)));
-  real s = 1.0f, tail = 1.0f;
-  if (sg_any(qr_unsafe(ss, alpha))) {
-    tail = 0.0f;
-    G_UNROLL for (uint i = 0; i < QR_R; ++i) tail = QR_ROW(i, l) > k ? g_max(tail, g_abs(a[i])) : tail;
-    tail = qr_lane_max(tail);
-    s = qr_scale(g_max(tail, g_abs(alpha)));
-    tail = ss == 0.0f ? tail : 1.0f;  // a NaN is no zero
-    ss = 0.0f;
-    G_UNROLL for (uint i = 0; i < QR_R; ++i) {
-      const real t = QR_ROW(i, l) > k ? a[i] * s : 0.0f;
-      ss += t * t;
-    }
-    ss = qr_lane_sum(ss);
-  }
-  return qr_make(alpha, ss, s, tail == 0.0f);
-}
-
-// x -= tau (v' x) v where `mine`; every thread of the simd group takes part in the product.
-G_FN void qr_apply(PRIV(real) x, TG(const real) v, real tau, uint l, bool mine) {
-  v4 u[QR_R / 4];
-  real d0 = 0.0f, d1 = 0.0f;
-  G_UNROLL for (uint i = 0; i < QR_R; i += 4) {
-    u[i / 4] = gk_tg_ld4(v, QR_ROW(i, l));
-    d0 += u[i / 4].x * x[i] + u[i / 4].y * x[i + 1];
-    d1 += u[i / 4].z * x[i + 2] + u[i / 4].w * x[i + 3];
-  }
-  const real d = tau * qr_lane_sum(d0 + d1);
-  if (mine) {
-    G_UNROLL for (uint i = 0; i < QR_R; i += 4) {
-      x[i] -= d * u[i / 4].x;
-      x[i + 1] -= d * u[i / 4].y;
-      x[i + 2] -= d * u[i / 4].z;
-      x[i + 3] -= d * u[i / 4].w;
-    }
-  }
-}
-// The reflector kept in column k: a below the diagonal, 1 on it.
-G_FN void qr_publish(PRIV(real) a, TG(real) v, uint k, uint l) {
-  G_UNROLL for (uint i = 0; i < QR_R; i += 4) {
-    real u[4];
-    G_UNROLL for (uint e = 0; e < 4; ++e) {
-      const uint row = QR_ROW(i + e, l);
-      u[e] = row > k ? a[i + e] : (row == k ? 1.0f : 0.0f);
-    }
-    gk_tg_st4(v, QR_ROW(i, l), v4(u[0], u[1], u[2], u[3]));
-  }
-}
-
 G_KERNEL(qr_tile, QR_TPM * QR_MATS, IN(0, real, A), OUT(1, real, Q), OUT(2, real, R), PARAMS(3, qr_params, p)) {
   TG_ARRAY(real, reflectors, QR_MATS * QR_VS * QR_ROWS);
   TG_ARRAY(real, taus, QR_MATS * QR_RANK);
@@ -109,10 +39,7 @@ G_KERNEL(qr_tile, QR_TPM * QR_MATS, IN(0, real, A), OUT(1, real, Q), OUT(2, real
     if (t / 32 == k * QR_LANES / 32) {
       const qr_reflector h = qr_reflect(a, k, l, c);
       if (col == k) {
-        G_UNROLL for (uint i = 0; i < QR_R; ++i) {
-          const uint row = QR_ROW(i, l);
-          a[i] = row > k ? a[i] * h.s * h.scale : (row == k ? h.beta : a[i]);
-        }
+        qr_become(a, h, k, l);
         qr_publish(a, v, k, l);
         if (l == 0) tau[k] = h.tau;
       }
