@@ -167,6 +167,15 @@ impl Host for Objects {
         kind == self.0.inner.place
     }
     fn contiguous(&self, tensor: Buffer) -> Result<Buffer> {
-        Python::attach(|py| tensor.call_method0(py, "contiguous").map(Arc::new).map_err(|e| failed(py, e)))
+        // As `Shim::contiguous`: aligned as torch allocates.
+        let method = if self.0.aligned(&tensor, 16) { "contiguous" } else { "clone" };
+        Python::attach(|py| {
+            let copy = || {
+                let options = PyDict::new(py);
+                options.set_item("memory_format", self.0.inner.torch.bind(py).getattr("contiguous_format")?)?;
+                tensor.call_method(py, method, (), Some(&options))
+            };
+            copy().map(Arc::new).map_err(|e| failed(py, e))
+        })
     }
 }

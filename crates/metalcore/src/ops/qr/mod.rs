@@ -9,8 +9,8 @@
 //!
 //! **Method**: Householder reflections H_k = I - tau v v', A = H_1 ... H_K R (LAPACK geqr2/geqrf, org2r/orgqr; Golub &
 //! Van Loan, Matrix Computations, 5.2). CPU: one matrix per SIMD lane up to 64 rows and columns, WY-blocked above. GPU:
-//! in registers up to about 128 x 128 (`tile.metal`), in device memory above (`column.metal`); inside PyTorch few such large
-//! matrices on CUDA go to torch's own routine, which is faster there ([`vendor_is_faster`]).
+//! in registers up to about 128 x 128 (`tile.metal`), by panels above (`blocked.metal`); inside PyTorch what is larger still on
+//! CUDA goes to torch's own routine ([`vendor_is_faster`]).
 //!
 //! **Signs**: beta = -sign(alpha) |x|; a column whose tail is exactly zero is left alone. R's diagonal may be negative.
 //!
@@ -18,8 +18,9 @@
 //! Scaling A by a power of two scales R exactly and leaves Q (short of overflow and underflow). NaN and Inf propagate
 //! within their matrix.
 //!
-//! **Cost**: 4 M N^2 - 4 N^3 / 3 flops (M >= N); (2 M N + N^2) elements moved. One launch, whatever the batch; no host
-//! read. `column.metal` needs M (N + columns of Q) elements of workspace per matrix.
+//! **Cost**: 4 M N^2 - 4 N^3 / 3 flops (M >= N); (2 M N + N^2) elements moved. One launch, by panels three for each of K / 32
+//! (K / 16 above 512 rows, K / 8 above 1536) panels, whatever the batch; no host read. By panels a matrix needs 2 M N + 32 N
+//! elements of workspace.
 
 pub mod cpu;
 mod cpu_blocked;

@@ -7,7 +7,7 @@ use crate::testing::{Random, bits, families, has_float64};
 use crate::{Element, Error, Tensor, each_device};
 
 /// Sizes around every threshold of the plans.
-const SIZES: [(usize, usize); 26] = [
+const SIZES: [(usize, usize); 27] = [
     (1, 1),
     (2, 2),
     (3, 3),
@@ -34,6 +34,7 @@ const SIZES: [(usize, usize); 26] = [
     (7, 130),
     (129, 90),
     (90, 129),
+    (530, 40),
 ];
 
 /// (reconstruction, orthogonality) for the larger side.
