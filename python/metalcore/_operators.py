@@ -11,9 +11,6 @@ from . import _native, config
 
 _native.load(pathlib.Path(torch.__file__).parent / "lib", torch.empty(0))
 
-# Operators that the Metal host code implements under the same name.
-_SHARED = ("qr", "rms_norm_fwd", "rms_norm_bwd", "add_rms_norm_fwd", "add_rms_norm_bwd")
-
 
 @functools.cache
 def metal_device(place: str) -> _native.MetalDevice:
@@ -24,12 +21,15 @@ def metal_device(place: str) -> _native.MetalDevice:
 
 def _implement(key: str, place: str, library: torch.library.Library) -> None:
     def make(name: str) -> Any:
+        defaults = [a.default_value for a in getattr(torch.ops.metalcore, name).default._schema.arguments]
+
         def operator(*args: Any) -> Any:
-            return getattr(metal_device(place), name)(*args)
+            # torch leaves trailing arguments out that have their default.
+            return metal_device(place).call(name, (*args, *defaults[len(args) :]))
 
         return operator
 
-    for name in _SHARED:
+    for name in _native.operators():
         library.impl(name, make(name), key, allow_override=True)
 
 

@@ -5,14 +5,15 @@ mod config;
 mod host;
 mod metal;
 mod object;
+mod operator;
 mod ops;
 mod shim;
 mod throw;
 
-use metal::{Buffer, Metal, Objects};
+use metal::{Metal, Objects};
 use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use std::sync::Arc;
+use pyo3::types::PyTuple;
 
 /// The Python exception of an error.
 fn python_error(error: metalcore::Error) -> PyErr {
@@ -29,101 +30,19 @@ fn python_error(error: metalcore::Error) -> PyErr {
 #[pyclass(frozen, module = "metalcore._native")]
 struct MetalDevice(Metal);
 
-type Object = Py<PyAny>;
-
-/// torch's dispatcher passes None for an undefined tensor, whatever the schema says.
-fn buffer(py: Python<'_>, object: Object) -> PyResult<Buffer> {
-    if object.is_none(py) {
-        return Err(PyTypeError::new_err("got None, expected a tensor"));
-    }
-    Ok(Arc::new(object))
-}
-fn optional(object: Option<Object>) -> Option<Buffer> {
-    object.map(Arc::new)
-}
-fn object(py: Python<'_>, buffer: &Buffer) -> Object {
-    buffer.clone_ref(py)
-}
-
 #[pymethods]
 impl MetalDevice {
     /// `compile_shader` compiles, tensors live on torch's device `place`.
     #[new]
-    fn new(py: Python<'_>, compile_shader: Object, place: &str) -> PyResult<MetalDevice> {
+    fn new(py: Python<'_>, compile_shader: Py<PyAny>, place: &str) -> PyResult<MetalDevice> {
         Ok(MetalDevice(Metal::new(py, compile_shader, place)?))
     }
 
-    #[pyo3(signature = (a, mode=0))]
-    fn qr(&self, py: Python<'_>, a: Object, mode: i64) -> PyResult<(Object, Object)> {
-        let (q, r) = ops::qr::qr(&Objects(self.0.clone()), buffer(py, a)?, mode).map_err(python_error)?;
-        Ok((object(py, &q), object(py, &r)))
-    }
-
-    fn rms_norm_fwd(
-        &self,
-        py: Python<'_>,
-        x: Object,
-        weight: Option<Object>,
-        normalized: i64,
-        eps: f64,
-    ) -> PyResult<(Object, Object)> {
-        let host = Objects(self.0.clone());
-        let ops::rms_norm::Normed { y, rstd, .. } =
-            ops::rms_norm::forward(&host, buffer(py, x)?, None, optional(weight), normalized, eps)
-                .map_err(python_error)?;
-        Ok((object(py, &y), object(py, &rstd)))
-    }
-
-    fn add_rms_norm_fwd(
-        &self,
-        py: Python<'_>,
-        input: Object,
-        residual: Object,
-        weight: Option<Object>,
-        normalized: i64,
-        eps: f64,
-    ) -> PyResult<(Object, Object, Object)> {
-        let host = Objects(self.0.clone());
-        let (input, residual) = (buffer(py, input)?, buffer(py, residual)?);
-        let ops::rms_norm::Normed { y, sum, rstd } =
-            ops::rms_norm::forward(&host, input, Some(residual), optional(weight), normalized, eps)
-                .map_err(python_error)?;
-        let sum = sum.expect("the residual form has a sum");
-        Ok((object(py, &y), object(py, &sum), object(py, &rstd)))
-    }
-
-    fn rms_norm_bwd(
-        &self,
-        py: Python<'_>,
-        dy: Object,
-        x: Object,
-        weight: Option<Object>,
-        rstd: Object,
-        normalized: i64,
-    ) -> PyResult<(Object, Object)> {
-        let host = Objects(self.0.clone());
-        let (dy, x, rstd) = (buffer(py, dy)?, buffer(py, x)?, buffer(py, rstd)?);
-        let (dx, dw) =
-            ops::rms_norm::backward(&host, dy, None, x, optional(weight), rstd, normalized).map_err(python_error)?;
-        Ok((object(py, &dx), object(py, &dw)))
-    }
-
-    fn add_rms_norm_bwd(
-        &self,
-        py: Python<'_>,
-        dy: Object,
-        d_residual_out: Object,
-        residual_out: Object,
-        weight: Option<Object>,
-        rstd: Object,
-        normalized: i64,
-    ) -> PyResult<(Object, Object)> {
-        let host = Objects(self.0.clone());
-        let (dy, d_sum, h, rstd) =
-            (buffer(py, dy)?, buffer(py, d_residual_out)?, buffer(py, residual_out)?, buffer(py, rstd)?);
-        let (dx, dw) = ops::rms_norm::backward(&host, dy, Some(d_sum), h, optional(weight), rstd, normalized)
-            .map_err(python_error)?;
-        Ok((object(py, &dx), object(py, &dw)))
+    /// Calls an operator with all its arguments.
+    fn call(&self, name: &str, args: &Bound<'_, PyTuple>) -> PyResult<Py<PyAny>> {
+        let operator = ops::all().find(|operator| operator.name == name);
+        let operator = operator.ok_or_else(|| PyValueError::new_err(format!("there is no operator {name}")))?;
+        (operator.metal)(&Objects(self.0.clone()), args)
     }
 }
 
@@ -132,8 +51,13 @@ impl MetalDevice {
 fn load(library_dir: std::path::PathBuf, some_tensor: &Bound<'_, PyAny>) -> PyResult<()> {
     object::calibrate(some_tensor)?;
     shim::load(&library_dir).map_err(PyRuntimeError::new_err)?;
-    shim::register(&[ops::qr::OPERATOR]).map_err(python_error)?;
-    shim::register(&ops::rms_norm::OPERATORS).map_err(python_error)
+    shim::register(ops::all()).map_err(python_error)
+}
+
+/// Names of the operators that [`load`] registers.
+#[pyfunction]
+fn operators() -> Vec<&'static str> {
+    ops::all().map(|operator| operator.name).collect()
 }
 
 /// Threads of cpu operators; 0: as many as torch uses at the time of a call.
@@ -176,5 +100,5 @@ mod _native {
     #[pymodule_export]
     use super::ops::adamw::{AdamWGroup, AdamWStep, adamw_};
     #[pymodule_export]
-    use super::{cache_dir, cuda_available, load, metal_texts, set_cache_dir, set_threads};
+    use super::{cache_dir, cuda_available, load, metal_texts, operators, set_cache_dir, set_threads};
 }

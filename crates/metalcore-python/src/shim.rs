@@ -1,16 +1,18 @@
 //! libtorch's C shims, looked up in the library that `import torch` has loaded: no C++ is linked. See
 //! torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h.
 
+use crate::operator::Operator;
 use crate::throw::Thrower;
 use libloading::Library;
 use metalcore::{DType, Error, Result};
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
 
 /// `at::Tensor*`.
 pub type Handle = *mut c_void;
-/// A value of a boxed call: tensors are handles, float is the bits of a double, int and bool are int64.
+/// A value of a boxed call: a tensor is a handle, float the bits of a double, int and bool an integer; see
+/// [`take_cell`] and [`take_list`].
 pub type Value = u64;
 /// A boxed kernel. It may throw a C++ exception.
 pub type Boxed = unsafe extern "C-unwind" fn(*mut Value, u64, u64);
@@ -28,6 +30,7 @@ macro_rules! shims {
             current_cuda_stream: OnceLock<Option<CurrentStream>>,
             num_threads: Option<NumThreads>,
             dispatcher: Option<Dispatcher>,
+            lists: Option<Lists>,
             /// Raises a Python exception from inside an operator.
             pub thrower: Thrower,
             library_dir: std::path::PathBuf,
@@ -40,6 +43,7 @@ macro_rules! shims {
                         $($field: *library.get(concat!($symbol, "\0"))?,)*
                         current_cuda_stream: OnceLock::new(),
                         dispatcher: Dispatcher::load(library),
+                        lists: Lists::load(library),
                         num_threads: library.get(b"_ZN2at15get_num_threadsEv\0").ok().map(|f| *f),
                         thrower: Thrower::load(library)?,
                         library_dir: library_dir.to_owned(),
@@ -90,6 +94,26 @@ impl Dispatcher {
     }
 }
 
+/// Reads lists of boxed calls; of torch 2.10 and later.
+struct Lists {
+    size: unsafe extern "C" fn(*mut c_void, *mut usize) -> i32,
+    get: unsafe extern "C" fn(*mut c_void, usize, *mut Value) -> i32,
+    delete: unsafe extern "C" fn(*mut c_void) -> i32,
+}
+
+impl Lists {
+    fn load(library: &'static Library) -> Option<Lists> {
+        // SAFETY: the types are those of the headers.
+        unsafe {
+            Some(Lists {
+                size: *library.get(b"torch_list_size\0").ok()?,
+                get: *library.get(b"torch_list_get_item\0").ok()?,
+                delete: *library.get(b"torch_delete_list\0").ok()?,
+            })
+        }
+    }
+}
+
 static SHIMS: OnceLock<Shims> = OnceLock::new();
 
 /// The shims, once [`load`] has been called by the Python package.
@@ -115,11 +139,11 @@ fn open(library_dir: &Path, name: &str) -> std::result::Result<&'static Library,
     Ok(Box::leak(Box::new(library)))
 }
 
-fn failed(what: &'static str) -> Error {
+fn failed(what: &str) -> Error {
     Error::Device { device: "torch", reason: format!("{what} failed") }
 }
 
-fn check(code: i32, what: &'static str) -> Result<()> {
+fn check(code: i32, what: &str) -> Result<()> {
     if code == 0 { Ok(()) } else { Err(failed(what)) }
 }
 
@@ -359,39 +383,69 @@ pub fn linalg_qr(a: &Tensor, mode: &str) -> Option<Result<(Tensor, Tensor)>> {
     }
 }
 
-/// An operator: its schema, and its boxed kernels by dispatch key.
-pub struct Operator {
-    /// Name without the namespace.
-    pub name: &'static str,
-    /// What follows the name in the schema.
-    pub signature: &'static str,
-    /// `CPU`, `CUDA`.
-    pub kernels: &'static [(&'static str, Boxed)],
+/// Takes an optional value of a boxed call over: nothing, or a cell of the C++ heap with the value.
+///
+/// # Safety
+/// The schema has an optional value there, and it is taken once.
+pub unsafe fn take_cell(value: Value) -> Option<Value> {
+    unsafe extern "C" {
+        fn free(pointer: *mut c_void);
+    }
+    let cell = value as *mut Value;
+    if cell.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's promise; operator new of every C++ runtime that torch ships with is malloc's.
+    unsafe {
+        let value = *cell;
+        free(cell.cast());
+        Some(value)
+    }
+}
+
+/// Takes a list of a boxed call over.
+///
+/// # Safety
+/// The schema has a list there, and it is taken once.
+pub unsafe fn take_list(value: Value) -> Vec<Value> {
+    let lists = get().lists.as_ref().expect("a torch that passes lists has these functions");
+    let list = value as *mut c_void;
+    let mut size = 0;
+    // SAFETY: the caller's promise. None of these fails on a live list within its size.
+    unsafe {
+        (lists.size)(list, &mut size);
+        let mut values = vec![0; size];
+        for (i, value) in values.iter_mut().enumerate() {
+            (lists.get)(list, i, value);
+        }
+        (lists.delete)(list);
+        values
+    }
 }
 
 /// Registers operators in torch's dispatcher under `metalcore::`. They stay for the life of the process.
-pub fn register(operators: &[Operator]) -> Result<()> {
+pub fn register<'a>(operators: impl Iterator<Item = &'a Operator> + Clone) -> Result<()> {
+    type Kernel = fn(&Operator) -> Boxed;
+    const KERNELS: [(&CStr, Kernel); 2] = [(c"CPU", |operator| operator.cpu), (c"CUDA", |operator| operator.cuda)];
     let shims = get();
     let text = |text: &str| CString::new(text).expect("names have no zero byte");
-    let (namespace, file) = (text("metalcore"), text(file!()));
+    let (namespace, file) = (c"metalcore", text(file!()));
     // SAFETY: the strings live through the calls, which copy them; library objects are never freed.
     unsafe {
         let mut fragment = std::ptr::null_mut();
         check((shims.init_fragment)(namespace.as_ptr(), file.as_ptr(), line!(), &mut fragment), "making a library")?;
-        for operator in operators {
+        for operator in operators.clone() {
+            operator.check()?;
             let schema = text(&format!("{}{}", operator.name, operator.signature));
-            check((shims.library_def)(fragment, schema.as_ptr()), "defining an operator")?;
+            check((shims.library_def)(fragment, schema.as_ptr()), &format!("defining {}", operator.name))?;
         }
-        for key in ["CPU", "CUDA"] {
+        for (key, kernel) in KERNELS {
             let mut library = std::ptr::null_mut();
-            let key_text = text(key);
-            let code = (shims.init_impl)(namespace.as_ptr(), key_text.as_ptr(), file.as_ptr(), line!(), &mut library);
+            let code = (shims.init_impl)(namespace.as_ptr(), key.as_ptr(), file.as_ptr(), line!(), &mut library);
             check(code, "making a library")?;
-            for operator in operators {
-                for (_, kernel) in operator.kernels.iter().filter(|(k, _)| *k == key) {
-                    let name = text(operator.name);
-                    check((shims.library_impl)(library, name.as_ptr(), *kernel), "registering a kernel")?;
-                }
+            for operator in operators.clone() {
+                let name = text(operator.name);
+                check((shims.library_impl)(library, name.as_ptr(), kernel(operator)), "registering a kernel")?;
             }
         }
     }

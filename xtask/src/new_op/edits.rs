@@ -17,7 +17,7 @@ enum Place {
 }
 use Place::{After, Before};
 
-const EDITS: [Edit; 14] = [
+const EDITS: [Edit; 11] = [
     Edit { file: "crates/metalcore/src/ops/mod.rs", place: After("pub mod qr;\n"), text: "pub mod op_name;\n" },
     Edit {
         file: "crates/metalcore/src/kernels.rs",
@@ -32,26 +32,10 @@ const EDITS: [Edit; 14] = [
     Edit { file: "crates/metalcore/benches/ops.rs", place: After("bench_all!(adamw, "), text: "op_name, " },
     Edit { file: "crates/metalcore-python/src/ops/mod.rs", place: After("pub mod qr;\n"), text: "pub mod op_name;\n" },
     Edit {
-        file: "crates/metalcore-python/src/lib.rs",
-        place: After("shim::register(&[ops::qr::OPERATOR"),
-        text: ", ops::op_name::OPERATOR",
+        file: "crates/metalcore-python/src/ops/mod.rs",
+        place: Before("qr::OPERATORS"),
+        text: "op_name::OPERATORS, ",
     },
-    Edit {
-        file: "crates/metalcore-python/src/lib.rs",
-        place: Before("    fn rms_norm_fwd(\n"),
-        text: "    fn op_name(&self, py: Python<'_>, x: Object) -> PyResult<Object> {
-        let y = ops::op_name::op_name(&Objects(self.0.clone()), buffer(py, x)?).map_err(python_error)?;
-        Ok(object(py, &y))
-    }
-
-",
-    },
-    Edit {
-        file: "python/metalcore/_native.pyi",
-        place: Before("    def rms_norm_fwd("),
-        text: "    def op_name(self, x: Tensor) -> Tensor: ...\n",
-    },
-    Edit { file: "python/metalcore/_operators.py", place: After("_SHARED = (\"qr\", "), text: "\"op_name\", " },
     Edit {
         file: "python/metalcore/__init__.py",
         place: Before("from .qr import "),

@@ -1,20 +1,16 @@
 //! metalcore::qr.
 
-use super::{put, take};
 use crate::host::{BufferOf, Host, Shim};
-use crate::shim::{self, Operator, Tensor, Value};
-use crate::throw::boxed;
+use crate::operator::{Operator, operator};
+use crate::shim::{self, Tensor};
 use metalcore::device::cuda::Cuda;
 use metalcore::device::{Device, Run};
 use metalcore::ops::qr::{Args, Mode, Qr, vendor_is_faster};
 use metalcore::{Error, Result};
 
 /// mode: 0 reduced, 1 complete, 2 R alone (Q is then empty).
-pub const OPERATOR: Operator = Operator {
-    name: "qr",
-    signature: "(Tensor A, int mode=0) -> (Tensor Q, Tensor R)",
-    kernels: &[("CPU", cpu), ("CUDA", cuda)],
-};
+pub const OPERATORS: &[Operator] =
+    &[operator!(qr: "(Tensor A, int mode=0) -> (Tensor Q, Tensor R)", cuda = qr_on_cuda)];
 
 fn mode(code: i64) -> Result<Mode> {
     match code {
@@ -35,7 +31,7 @@ fn problem<H: Host>(host: &H, a: &H::Tensor, code: i64) -> Result<Qr> {
 }
 
 /// Q and R of every matrix of `a`.
-pub fn qr<H: Host>(host: &H, a: H::Tensor, code: i64) -> Result<(H::Tensor, H::Tensor)>
+fn qr<H: Host>(host: &H, a: H::Tensor, code: i64) -> Result<(H::Tensor, H::Tensor)>
 where
     H::Device: Run<Qr>,
 {
@@ -63,32 +59,9 @@ fn by_torch(host: &Shim<Cuda>, a: &Tensor, code: i64) -> Result<Option<(Tensor, 
     Ok(Some((host.contiguous(q)?, host.contiguous(r)?)))
 }
 
-unsafe extern "C-unwind" fn cpu(stack: *mut Value, _: u64, _: u64) {
-    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
-    unsafe {
-        boxed(|| {
-            let (q, r) = qr(&Shim::cpu(), take(stack, 0), *stack.add(1) as i64)?;
-            put(stack, 0, q);
-            put(stack, 1, r);
-            Ok(())
-        });
-    }
-}
-
-unsafe extern "C-unwind" fn cuda(stack: *mut Value, _: u64, _: u64) {
-    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
-    unsafe {
-        boxed(|| {
-            let a = take(stack, 0);
-            let host = Shim::cuda(a.peek().device().1)?;
-            let code = *stack.add(1) as i64;
-            let (q, r) = match by_torch(&host, &a, code)? {
-                Some(factors) => factors,
-                None => qr(&host, a, code)?,
-            };
-            put(stack, 0, q);
-            put(stack, 1, r);
-            Ok(())
-        });
+fn qr_on_cuda(host: &Shim<Cuda>, a: Tensor, code: i64) -> Result<(Tensor, Tensor)> {
+    match by_torch(host, &a, code)? {
+        Some(factors) => Ok(factors),
+        None => qr(host, a, code),
     }
 }

@@ -1,36 +1,76 @@
 //! metalcore::rms_norm_fwd, rms_norm_bwd and their residual forms add_rms_norm_fwd, add_rms_norm_bwd.
 
-use super::{put, take, take_optional};
-use crate::host::{Host, Shim};
-use crate::shim::{CUDA, Operator, Value};
-use crate::throw::boxed;
+use crate::host::Host;
+use crate::operator::{Operator, operator};
 use metalcore::Result;
 use metalcore::device::Run;
 use metalcore::ops::rms_norm::{Backward, BackwardArgs, Forward, ForwardArgs, Norm};
 
 /// `normalized`: how many trailing dimensions make a row.
-pub const OPERATORS: [Operator; 4] = [
-    Operator {
-        name: "rms_norm_fwd",
-        signature: "(Tensor x, Tensor? weight, int normalized, float eps) -> (Tensor y, Tensor rstd)",
-        kernels: &[("CPU", forward_boxed), ("CUDA", forward_boxed)],
-    },
-    Operator {
-        name: "rms_norm_bwd",
-        signature: "(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, int normalized) -> (Tensor dx, Tensor dw)",
-        kernels: &[("CPU", backward_boxed), ("CUDA", backward_boxed)],
-    },
-    Operator {
-        name: "add_rms_norm_fwd",
-        signature: "(Tensor input, Tensor residual, Tensor? weight, int normalized, float eps) -> (Tensor y, Tensor residual_out, Tensor rstd)",
-        kernels: &[("CPU", add_forward_boxed), ("CUDA", add_forward_boxed)],
-    },
-    Operator {
-        name: "add_rms_norm_bwd",
-        signature: "(Tensor dy, Tensor d_residual_out, Tensor residual_out, Tensor? weight, Tensor rstd, int normalized) -> (Tensor dx, Tensor dw)",
-        kernels: &[("CPU", add_backward_boxed), ("CUDA", add_backward_boxed)],
-    },
+pub const OPERATORS: &[Operator] = &[
+    operator!(rms_norm_fwd: "(Tensor x, Tensor? weight, int normalized, float eps) -> (Tensor y, Tensor rstd)"),
+    operator!(rms_norm_bwd: "(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, int normalized) -> (Tensor dx, Tensor dw)"),
+    operator!(add_rms_norm_fwd: "(Tensor input, Tensor residual, Tensor? weight, int normalized, float eps) -> (Tensor y, Tensor residual_out, Tensor rstd)"),
+    operator!(add_rms_norm_bwd: "(Tensor dy, Tensor d_residual_out, Tensor residual_out, Tensor? weight, Tensor rstd, int normalized) -> (Tensor dx, Tensor dw)"),
 ];
+
+fn rms_norm_fwd<H: Host>(
+    host: &H,
+    x: H::Tensor,
+    weight: Option<H::Tensor>,
+    normalized: i64,
+    eps: f64,
+) -> Result<(H::Tensor, H::Tensor)>
+where
+    H::Device: Run<Forward>,
+{
+    let Normed { y, rstd, .. } = forward(host, x, None, weight, normalized, eps)?;
+    Ok((y, rstd))
+}
+
+fn add_rms_norm_fwd<H: Host>(
+    host: &H,
+    input: H::Tensor,
+    residual: H::Tensor,
+    weight: Option<H::Tensor>,
+    normalized: i64,
+    eps: f64,
+) -> Result<(H::Tensor, H::Tensor, H::Tensor)>
+where
+    H::Device: Run<Forward>,
+{
+    let Normed { y, sum, rstd } = forward(host, input, Some(residual), weight, normalized, eps)?;
+    Ok((y, sum.expect("the residual form has a sum"), rstd))
+}
+
+fn rms_norm_bwd<H: Host>(
+    host: &H,
+    dy: H::Tensor,
+    x: H::Tensor,
+    weight: Option<H::Tensor>,
+    rstd: H::Tensor,
+    normalized: i64,
+) -> Result<(H::Tensor, H::Tensor)>
+where
+    H::Device: Run<Backward>,
+{
+    backward(host, dy, None, x, weight, rstd, normalized)
+}
+
+fn add_rms_norm_bwd<H: Host>(
+    host: &H,
+    dy: H::Tensor,
+    d_residual_out: H::Tensor,
+    residual_out: H::Tensor,
+    weight: Option<H::Tensor>,
+    rstd: H::Tensor,
+    normalized: i64,
+) -> Result<(H::Tensor, H::Tensor)>
+where
+    H::Device: Run<Backward>,
+{
+    backward(host, dy, Some(d_residual_out), residual_out, weight, rstd, normalized)
+}
 
 fn norm<H: Host>(
     host: &H,
@@ -53,7 +93,7 @@ fn norm<H: Host>(
 }
 
 /// What the forward pass returns.
-pub struct Normed<T> {
+struct Normed<T> {
     /// The result.
     pub y: T,
     /// x + residual, rounded, where there is a residual.
@@ -63,7 +103,7 @@ pub struct Normed<T> {
 }
 
 /// The forward pass, with or without a residual.
-pub fn forward<H: Host>(
+fn forward<H: Host>(
     host: &H,
     x: H::Tensor,
     residual: Option<H::Tensor>,
@@ -101,7 +141,7 @@ where
 }
 
 /// dx and dw; dw is empty without a weight.
-pub fn backward<H: Host>(
+fn backward<H: Host>(
     host: &H,
     dy: H::Tensor,
     d_sum: Option<H::Tensor>,
@@ -114,6 +154,7 @@ where
     H::Device: Run<Backward>,
 {
     let op = "rms_norm";
+    host.check_place(op, "input", &h)?;
     let norm = norm(host, op, &h, weight.as_ref(), normalized, 0.0)?;
     let shape = host.shape(&h);
     same(host, op, ("dy", &dy), (&shape, norm.dtype))?;
@@ -162,79 +203,4 @@ fn same<H: Host>(
         return Err(metalcore::Error::DType { op, argument, got: got.to_string(), expected: dtype.to_string() });
     }
     Ok(())
-}
-
-/// Runs a body with the host of the first tensor's device.
-macro_rules! on_device {
-    ($tensor:expr, $host:ident => $body:expr) => {
-        match $tensor.peek().device() {
-            (CUDA, index) => {
-                let $host = &Shim::cuda(index)?;
-                $body
-            }
-            _ => {
-                let $host = &Shim::cpu();
-                $body
-            }
-        }
-    };
-}
-
-unsafe extern "C-unwind" fn forward_boxed(stack: *mut Value, _: u64, _: u64) {
-    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
-    unsafe {
-        boxed(|| {
-            let (x, weight) = (take(stack, 0), take_optional(stack, 1));
-            let (normalized, eps) = (*stack.add(2) as i64, f64::from_bits(*stack.add(3)));
-            let Normed { y, rstd, .. } = on_device!(x, host => forward(host, x, None, weight, normalized, eps)?);
-            put(stack, 0, y);
-            put(stack, 1, rstd);
-            Ok(())
-        });
-    }
-}
-
-unsafe extern "C-unwind" fn add_forward_boxed(stack: *mut Value, _: u64, _: u64) {
-    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
-    unsafe {
-        boxed(|| {
-            let (x, residual, weight) = (take(stack, 0), take(stack, 1), take_optional(stack, 2));
-            let (normalized, eps) = (*stack.add(3) as i64, f64::from_bits(*stack.add(4)));
-            let Normed { y, sum, rstd } =
-                on_device!(x, host => forward(host, x, Some(residual), weight, normalized, eps)?);
-            put(stack, 0, y);
-            put(stack, 1, sum.expect("the residual form has a sum"));
-            put(stack, 2, rstd);
-            Ok(())
-        });
-    }
-}
-
-unsafe extern "C-unwind" fn backward_boxed(stack: *mut Value, _: u64, _: u64) {
-    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
-    unsafe {
-        boxed(|| {
-            let (dy, x, weight, rstd) = (take(stack, 0), take(stack, 1), take_optional(stack, 2), take(stack, 3));
-            let normalized = *stack.add(4) as i64;
-            let (dx, dw) = on_device!(x, host => backward(host, dy, None, x, weight, rstd, normalized)?);
-            put(stack, 0, dx);
-            put(stack, 1, dw);
-            Ok(())
-        });
-    }
-}
-
-unsafe extern "C-unwind" fn add_backward_boxed(stack: *mut Value, _: u64, _: u64) {
-    // SAFETY: the dispatcher passes the stack of the schema; nothing is left to drop.
-    unsafe {
-        boxed(|| {
-            let (dy, d_sum, h) = (take(stack, 0), take(stack, 1), take(stack, 2));
-            let (weight, rstd) = (take_optional(stack, 3), take(stack, 4));
-            let normalized = *stack.add(5) as i64;
-            let (dx, dw) = on_device!(h, host => backward(host, dy, Some(d_sum), h, weight, rstd, normalized)?);
-            put(stack, 0, dx);
-            put(stack, 1, dw);
-            Ok(())
-        });
-    }
 }
