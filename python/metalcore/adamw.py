@@ -1,13 +1,16 @@
 """AdamW: a whole parameter group in a constant number of launches."""
 
+import functools
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import _native
 from ._operators import check_float64, metal_for
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -46,7 +49,7 @@ class _Bucket(NamedTuple):
     max_exp_avg_sqs: list
     steps: Tensor
     changed: list  # every tensor that a step writes to
-    native: Any  # None on mps, where every launch is a Python call anyway
+    native: Any  # None on mps, where every launch is a Python call anyway, and for what is read through Python alone
 
 
 def _linear(tensor: Tensor) -> Tensor:
@@ -59,6 +62,23 @@ def _linear(tensor: Tensor) -> Tensor:
             return tensor
         expected *= size
     return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _hooked(step: Callable) -> Callable:
+    """torch's wrapper of a step (hooks, profiler), only where somebody looks: it costs as much as looking at 100 tensors."""
+    watched = torch.optim.Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def hooked(self, *args, **kwargs):
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        # torch wraps the step of a derived class itself.
+        if (hooks or torch.autograd._profiler_enabled()) and type(self).step is hooked:
+            return watched(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
+
+    hooked.hooked = True  # what torch looks for before it wraps a step
+    return hooked
 
 
 class MetalAdamW(torch.optim.AdamW):
@@ -146,10 +166,10 @@ class MetalAdamW(torch.optim.AdamW):
         moments = [[s[name] for s in states] for name in names]
         if not amsgrad:
             moments.append([])
+        changed = [t for tensors in (params, *moments) for t in tensors] + [steps]  # whose version its views have
         native = None
-        if metal_for(steps) is None:
-            native = _native.AdamWGroup(params, states, *moments, steps, views, self.state)
-        changed = [t for tensors in (params, *moments, views) for t in tensors]
+        if metal_for(steps) is None and all(type(p) in _PLAIN for p in params) and not any(t.is_inference() for t in changed):
+            native = _native.AdamWGroup.of(params, states, *moments, steps, views, self.state)
         return _Bucket(params, *moments, steps, changed, native)
 
     def _scalars(self, group: dict, device: torch.device, dtype: torch.dtype) -> tuple[list, dict]:
@@ -201,6 +221,7 @@ class MetalAdamW(torch.optim.AdamW):
         columns = [list(column) for column in zip(*rows)]
         return columns + [[]] * (5 - len(columns)), copies
 
+    @_hooked
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """One step. ``closure`` reevaluates the model and returns the loss, as in torch."""
         if any(group["differentiable"] for group in self.param_groups):
@@ -209,22 +230,21 @@ class MetalAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
-            # Every gradient is looked at before anything is changed.
-            plans = [self._again(i, group) or self._sorted(group) for i, group in enumerate(self.param_groups)]
-            for index, (group, plan) in enumerate(zip(self.param_groups, plans)):
-                if isinstance(plan, _native.AdamWStep):
-                    bucket = self._buckets[index]
-                    plan.run(*self._scalars(group, bucket.steps.device, bucket.exp_avgs[0].dtype))
-                    torch.autograd.graph.increment_version(bucket.changed)
-                    continue
-                self._buckets.pop(index, None)
-                pairs, complete = plan
+        # Every gradient is looked at before anything is changed.
+        plans = [self._again(i, group) or self._sorted(group) for i, group in enumerate(self.param_groups)]
+        for index, (group, plan) in enumerate(zip(self.param_groups, plans)):
+            if isinstance(plan, _native.AdamWStep):
+                bucket = self._buckets[index]
+                plan.run(*self._scalars(group, bucket.steps.device, bucket.exp_avgs[0].dtype))
+                continue
+            self._buckets.pop(index, None)
+            pairs, complete = plan
+            with torch.no_grad():
                 for params, grads in pairs:
                     bucket = self._update(params, grads, group)
                     torch.autograd.graph.increment_version(bucket.changed)
-                if complete:
-                    self._buckets[index] = bucket
+            if complete:
+                self._buckets[index] = bucket
         return loss
 
     def _again(self, index: int, group: dict) -> Any:
@@ -233,10 +253,7 @@ class MetalAdamW(torch.optim.AdamW):
         bucket = self._buckets.get(index)
         if bucket is None or bucket.native is None or bool(bucket.max_exp_avg_sqs) != group["amsgrad"]:
             return None
-        grads = [p.grad for p in group["params"]]
-        if any([g is None or g.is_neg() for g in grads]):  # a lazily negated gradient is another number in memory
-            return None
-        return bucket.native.prepare(group["params"], grads, self.state)
+        return bucket.native.prepare(group["params"], self.state)
 
     @staticmethod
     def _sorted(group: dict) -> tuple[list, bool]:

@@ -3,6 +3,7 @@
 mod compile_shader;
 mod config;
 mod host;
+mod internals;
 mod metal;
 mod object;
 mod operator;

@@ -21,6 +21,7 @@ pub fn calibrate(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 /// The TensorImpl pointer of a tensor: as `_cdata`, without the Python call.
+#[inline]
 pub fn tensor_impl(tensor: &Bound<'_, PyAny>) -> PyResult<usize> {
     if let Some(Some(offset)) = OFFSET.get() {
         // SAFETY: every tensor object has the layout of the one it was found in.

@@ -1,6 +1,7 @@
 //! libtorch's C shims, looked up in the library that `import torch` has loaded: no C++ is linked. See
 //! torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h.
 
+use crate::internals::Internals;
 use crate::operator::Operator;
 use crate::throw::Thrower;
 use libloading::Library;
@@ -31,6 +32,8 @@ macro_rules! shims {
             num_threads: Option<NumThreads>,
             dispatcher: Option<Dispatcher>,
             lists: Option<Lists>,
+            /// What the shims do not offer.
+            pub internals: Option<Internals>,
             /// Raises a Python exception from inside an operator.
             pub thrower: Thrower,
             library_dir: std::path::PathBuf,
@@ -45,6 +48,7 @@ macro_rules! shims {
                         dispatcher: Dispatcher::load(library),
                         lists: Lists::load(library),
                         num_threads: library.get(b"_ZN2at15get_num_threadsEv\0").ok().map(|f| *f),
+                        internals: Internals::load(library),
                         thrower: Thrower::load(library)?,
                         library_dir: library_dir.to_owned(),
                     })
@@ -58,6 +62,7 @@ shims! {
     dim = "aoti_torch_get_dim": fn(Handle, *mut i64) -> i32;
     sizes = "aoti_torch_get_sizes": fn(Handle, *mut *const i64) -> i32;
     strides = "aoti_torch_get_strides": fn(Handle, *mut *const i64) -> i32;
+    numel = "aoti_torch_get_numel": fn(Handle, *mut i64) -> i32;
     dtype = "aoti_torch_get_dtype": fn(Handle, *mut i32) -> i32;
     device_type = "aoti_torch_get_device_type": fn(Handle, *mut i32) -> i32;
     device_index = "aoti_torch_get_device_index": fn(Handle, *mut i32) -> i32;
@@ -226,6 +231,17 @@ impl<'a> Peek<'a> {
     pub unsafe fn from_impl(imp: &'a usize) -> Peek<'a> {
         Peek { handle: std::ptr::from_ref(imp).cast_mut().cast(), _life: std::marker::PhantomData }
     }
+    /// A tensor by its handle.
+    ///
+    /// # Safety
+    /// `handle` is that of a live tensor.
+    pub unsafe fn from_handle(handle: Handle) -> Peek<'a> {
+        Peek { handle, _life: std::marker::PhantomData }
+    }
+    /// `at::Tensor*`.
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
     fn number<T: Default>(&self, read: unsafe extern "C" fn(Handle, *mut T) -> i32) -> T {
         let mut value = T::default();
         // SAFETY: the tensor is live. These readers do not fail on a live tensor.
@@ -256,12 +272,17 @@ impl<'a> Peek<'a> {
     }
     /// Number of elements.
     pub fn numel(&self) -> usize {
-        self.sizes().iter().product::<i64>() as usize
+        self.number(get().numel) as usize
     }
     /// Element type, if it is one of ours.
     pub fn dtype(&self) -> Option<DType> {
-        let code = self.number(get().dtype);
-        DType::ALL.into_iter().find(|dtype| dtype_code(*dtype) == code)
+        match self.number(get().dtype) {
+            F16 => Some(DType::F16),
+            F32 => Some(DType::F32),
+            F64 => Some(DType::F64),
+            BF16 => Some(DType::BF16),
+            _ => None,
+        }
     }
     /// Device type and index.
     pub fn device(&self) -> (i32, i32) {
@@ -279,19 +300,14 @@ impl<'a> Peek<'a> {
         let sizes = self.sizes();
         self.strides(sizes.len()).is_some_and(|strides| is_contiguous(sizes, strides))
     }
-    /// All that a list operator needs, with as few calls as can be: it is asked of every tensor in every step.
+    /// All that a list operator needs.
     pub fn describe(&self) -> Description {
-        self.describe_on(self.device())
-    }
-    /// The same of a tensor whose device is known.
-    pub fn describe_on(&self, device: (i32, i32)) -> Description {
-        let sizes = self.sizes();
         Description {
-            numel: sizes.iter().product::<i64>() as usize,
+            numel: self.numel(),
             dtype: self.dtype(),
-            contiguous: self.strides(sizes.len()).is_some_and(|strides| is_contiguous(sizes, strides)),
+            contiguous: self.is_contiguous(),
             address: self.address(),
-            device,
+            device: self.device(),
         }
     }
     /// A contiguous copy.
@@ -333,12 +349,18 @@ pub struct Description {
     pub device: (i32, i32),
 }
 
+/// Codes of `c10::ScalarType`.
+const F16: i32 = 5;
+const F32: i32 = 6;
+const F64: i32 = 7;
+const BF16: i32 = 15;
+
 const fn dtype_code(dtype: DType) -> i32 {
     match dtype {
-        DType::F16 => 5,
-        DType::F32 => 6,
-        DType::F64 => 7,
-        DType::BF16 => 15,
+        DType::F16 => F16,
+        DType::F32 => F32,
+        DType::F64 => F64,
+        DType::BF16 => BF16,
     }
 }
 

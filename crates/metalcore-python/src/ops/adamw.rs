@@ -1,15 +1,16 @@
 //! The step of metalcore::adamw_, over lists of tensors.
 
 use crate::host::{Foreign, Host, Shim};
-use crate::metal::{Metal, Objects};
+use crate::internals::Internals;
+use crate::metal::Metal;
 use crate::object;
-use crate::shim::{CUDA, Description, Peek};
+use crate::shim::{self, CUDA, Description, Peek};
 use metalcore::device::{Device, Run};
 use metalcore::ops::adamw::{AdamW, Args, Goal, Options, Slot};
 use metalcore::{DType, Error, Result};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use pyo3::{ffi, intern};
 use std::sync::Arc;
 
 /// Scalars of a step, as Python passes them.
@@ -98,26 +99,37 @@ fn check(facts: &Lists<Facts>) -> Result<Option<(DType, DType)>> {
     Ok(Some((param, grad)))
 }
 
+/// One tensor with its gradient and state.
+struct Row<T> {
+    numel: usize,
+    param: T,
+    grad: T,
+    exp_avg: T,
+    exp_avg_sq: T,
+    max_exp_avg_sq: Option<T>,
+}
+
+impl<T> Row<T> {
+    fn slot(&self) -> Slot<'_, T> {
+        Slot {
+            numel: self.numel,
+            param: &self.param,
+            grad: &self.grad,
+            exp_avg: &self.exp_avg,
+            exp_avg_sq: &self.exp_avg_sq,
+            max_exp_avg_sq: self.max_exp_avg_sq.as_ref(),
+        }
+    }
+}
+
 fn step<D: Device + Run<AdamW>>(
     device: &D,
     problem: &AdamW,
-    buffers: &Lists<(usize, D::Buffer)>,
+    rows: &[Row<D::Buffer>],
     steps: &D::Buffer,
     scalars: [Option<&D::Buffer>; 3],
 ) -> Result<()> {
-    let slots: Vec<_> = buffers
-        .params
-        .iter()
-        .enumerate()
-        .map(|(i, (numel, param))| Slot {
-            numel: *numel,
-            param,
-            grad: &buffers.grads[i].1,
-            exp_avg: &buffers.exp_avgs[i].1,
-            exp_avg_sq: &buffers.exp_avg_sqs[i].1,
-            max_exp_avg_sq: buffers.max_exp_avg_sqs.get(i).map(|(_, buffer)| buffer),
-        })
-        .collect();
+    let slots: Vec<_> = rows.iter().map(Row::slot).collect();
     let [lr, grad_scale, found_inf] = scalars;
     device.run(problem, Args { slots: &slots, steps, lr, grad_scale, found_inf })
 }
@@ -132,6 +144,18 @@ impl<T> Lists<T> {
             exp_avg_sqs: one(&self.exp_avg_sqs),
             max_exp_avg_sqs: one(&self.max_exp_avg_sqs),
         }
+    }
+    /// What belongs together; `numel` says how many elements.
+    fn rows<U>(&self, numel: impl Fn(usize) -> usize, one: impl Fn(&T) -> U) -> Vec<Row<U>> {
+        let row = |i: usize| Row {
+            numel: numel(i),
+            param: one(&self.params[i]),
+            grad: one(&self.grads[i]),
+            exp_avg: one(&self.exp_avgs[i]),
+            exp_avg_sq: one(&self.exp_avg_sqs[i]),
+            max_exp_avg_sq: self.max_exp_avg_sqs.get(i).map(&one),
+        };
+        (0..self.params.len()).map(row).collect()
     }
 }
 
@@ -149,35 +173,42 @@ unsafe fn describe(imp: &usize) -> Description {
     unsafe { Peek::from_impl(imp) }.describe()
 }
 
-fn on_shim<D: Foreign + Run<AdamW>>(
-    device: &D,
-    tensors: &Lists<Description>,
-    steps: &Description,
-    scalars: &[Option<Description>; 3],
-    options: Options,
-) -> Result<()> {
-    let Some((param, grad)) = check(&tensors.map(|t| Facts::from(t)))? else { return Ok(()) };
-    let problem = AdamW::new(options, param, grad)?;
-    // SAFETY: the Python lists keep the tensors alive through the call, and on a GPU torch frees memory in stream order.
-    let buffer = |t: &Description, size: usize| unsafe { D::foreign(t.address, t.numel * size) };
-    let buffers = tensors.map(|t| (t.numel, buffer(t, t.dtype.map_or(1, DType::size))));
-    let steps = buffer(steps, 4);
-    let [lr, grad_scale, found_inf] =
-        scalars.each_ref().map(|t| t.as_ref().map(|t| buffer(t, t.dtype.map_or(4, DType::size))));
-    step(device, &problem, &buffers, &steps, [lr.as_ref(), grad_scale.as_ref(), found_inf.as_ref()])
-}
-
-/// On the device of `steps`.
+/// Rows of addresses, on the device of `steps`.
 fn anywhere(
-    tensors: &Lists<Description>,
+    problem: &AdamW,
+    rows: impl Iterator<Item = Row<usize>>,
     steps: &Description,
     scalars: &[Option<Description>; 3],
-    options: Options,
 ) -> Result<()> {
     match steps.device {
-        (CUDA, index) => on_shim(Shim::cuda(index)?.device(), tensors, steps, scalars, options),
-        _ => on_shim(Shim::cpu().device(), tensors, steps, scalars, options),
+        (CUDA, index) => on_shim(Shim::cuda(index)?.device(), problem, rows, steps, scalars),
+        _ => on_shim(Shim::cpu().device(), problem, rows, steps, scalars),
     }
+}
+
+fn on_shim<D: Foreign + Run<AdamW>>(
+    device: &D,
+    problem: &AdamW,
+    rows: impl Iterator<Item = Row<usize>>,
+    steps: &Description,
+    scalars: &[Option<Description>; 3],
+) -> Result<()> {
+    // SAFETY: the caller keeps the tensors alive through the call, and on a GPU torch frees memory in stream order.
+    let foreign = |address: usize, bytes: usize| unsafe { D::foreign(address as *mut u8, bytes) };
+    let state = problem.state().size();
+    let mut buffers = Vec::with_capacity(rows.size_hint().0);
+    buffers.extend(rows.map(|row| Row {
+        numel: row.numel,
+        param: foreign(row.param, row.numel * problem.param.size()),
+        grad: foreign(row.grad, row.numel * problem.grad.size()),
+        exp_avg: foreign(row.exp_avg, row.numel * state),
+        exp_avg_sq: foreign(row.exp_avg_sq, row.numel * state),
+        max_exp_avg_sq: row.max_exp_avg_sq.map(|address| foreign(address, row.numel * state)),
+    }));
+    let one = |t: &Description, size: usize| foreign(t.address as usize, t.numel * size);
+    let [lr, grad_scale, found_inf] =
+        scalars.each_ref().map(|t| t.as_ref().map(|t| one(t, t.dtype.map_or(4, DType::size))));
+    step(device, problem, &buffers, &one(steps, 4), [lr.as_ref(), grad_scale.as_ref(), found_inf.as_ref()])
 }
 
 fn describe_scalars(tensors: [Option<Bound<'_, PyAny>>; 3]) -> PyResult<[Option<Description>; 3]> {
@@ -225,165 +256,238 @@ pub fn adamw_(
     let steps = object::tensor_impl(steps)?;
     // SAFETY: the caller holds the tensors.
     let (tensors, steps) = unsafe { (addresses.map(|t| describe(t)), describe(&steps)) };
-    py.detach(|| anywhere(&tensors, &steps, &scalars, options)).map_err(crate::python_error)
+    let Some((param, grad)) = check(&tensors.map(|t| Facts::from(t))).map_err(crate::python_error)? else {
+        return Ok(());
+    };
+    let rows = tensors.rows(|i| tensors.params[i].numel, |t| t.address as usize);
+    let problem = AdamW::new(options, param, grad).map_err(crate::python_error)?;
+    py.detach(|| anywhere(&problem, rows.into_iter(), &steps, &scalars)).map_err(crate::python_error)
 }
 
-/// A parameter group as it was when its state was last looked at: says whether everything is still the same object, and
-/// then makes the step without a Python loop.
+/// A tensor as it was: the object, which is kept alive, its TensorImpl and its first element.
+struct Known {
+    object: Py<PyAny>,
+    imp: usize,
+    address: usize,
+}
+
+impl Known {
+    fn new(object: &Bound<'_, PyAny>) -> PyResult<Known> {
+        let imp = object::tensor_impl(object)?;
+        // SAFETY: the object holds it.
+        let address = unsafe { Peek::from_impl(&imp) }.address() as usize;
+        Ok(Known { object: object.clone().unbind(), imp, address })
+    }
+    fn peek(&self) -> Peek<'_> {
+        // SAFETY: the object holds its TensorImpl, and whoever asks has seen that it is still this one.
+        unsafe { Peek::from_impl(&self.imp) }
+    }
+    /// Whether the object is still the same tensor (`swap_tensors`) in the same memory (`.data = ...`).
+    fn stays(&self, py: Python<'_>) -> PyResult<bool> {
+        let imp = object::tensor_impl(self.object.bind(py))?;
+        Ok(imp == self.imp && self.peek().address() as usize == self.address)
+    }
+}
+
+/// A parameter group as it was when its state was last looked at: says whether everything is still the same, and then
+/// makes the step without a Python loop.
 #[pyclass(frozen, module = "metalcore._native")]
 pub struct AdamWGroup {
-    /// Tensors by address, as they were; the Python lists keep them alive.
-    tensors: Lists<(usize, Description)>,
-    steps: usize,
-    params: Py<PyList>,
-    /// Each parameter's state dict, and the tensors that belong in it.
-    states: Vec<Py<PyDict>>,
-    exp_avgs: Py<PyList>,
-    exp_avg_sqs: Py<PyList>,
-    max_exp_avg_sqs: Py<PyList>,
-    step_views: Py<PyList>,
+    internals: &'static Internals,
+    param: DType,
+    /// Addresses, but for the gradients.
+    rows: Vec<Row<usize>>,
+    params: Vec<Known>,
+    /// exp_avg, exp_avg_sq, max_exp_avg_sq of all parameters.
+    moments: Vec<Known>,
+    /// One for each parameter, of `steps`.
+    step_views: Vec<Known>,
+    steps: Known,
+    /// Each parameter's state dict with the number of its items; these, in order; and what belongs there, if it is ours.
+    states: Vec<(Py<PyDict>, usize)>,
+    items: Vec<(Py<PyAny>, Option<Py<PyAny>>)>,
     /// Every state dict of the optimizer, in order.
     all_states: Vec<Py<PyAny>>,
-    _steps: Py<PyAny>,
 }
 
 #[pymethods]
 impl AdamWGroup {
     /// Lists as in `adamw_`, without gradients; `states` are the state dicts of the parameters, `state` the optimizer's.
-    #[new]
-    fn new(
+    /// None of the tensors was made in inference mode. None where this torch, or a tensor's layout, is not fit for it.
+    #[staticmethod]
+    fn of(
         params: Bound<'_, PyList>,
-        states: Vec<Py<PyDict>>,
+        states: Vec<Bound<'_, PyDict>>,
         exp_avgs: Bound<'_, PyList>,
         exp_avg_sqs: Bound<'_, PyList>,
         max_exp_avg_sqs: Bound<'_, PyList>,
         steps: Bound<'_, PyAny>,
         step_views: Bound<'_, PyList>,
         state: &Bound<'_, PyDict>,
-    ) -> PyResult<AdamWGroup> {
-        let tensors = Lists {
+    ) -> PyResult<Option<AdamWGroup>> {
+        let Some(internals) = shim::get().internals.as_ref() else { return Ok(None) };
+        let addresses = Lists {
             params: impls(&params)?,
-            grads: Vec::new(),
+            grads: impls(&params)?, // in their place
             exp_avgs: impls(&exp_avgs)?,
             exp_avg_sqs: impls(&exp_avg_sqs)?,
             max_exp_avg_sqs: impls(&max_exp_avg_sqs)?,
         };
-        Ok(AdamWGroup {
-            // SAFETY: the lists hold the tensors.
-            tensors: tensors.map(|imp| (*imp, unsafe { describe(imp) })),
-            steps: object::tensor_impl(&steps)?,
-            params: params.unbind(),
-            states,
-            exp_avgs: exp_avgs.unbind(),
-            exp_avg_sqs: exp_avg_sqs.unbind(),
-            max_exp_avg_sqs: max_exp_avg_sqs.unbind(),
-            step_views: step_views.unbind(),
+        // SAFETY: the lists hold the tensors.
+        let tensors = addresses.map(|imp| unsafe { describe(imp) });
+        let Ok(Some((param, _))) = check(&tensors.map(|t| Facts::from(t))) else { return Ok(None) };
+        let known = |list: &Bound<'_, PyList>| list.iter().map(|t| Known::new(&t)).collect::<PyResult<Vec<_>>>();
+        let mut moments = known(&exp_avgs)?;
+        moments.extend(known(&exp_avg_sqs)?);
+        moments.extend(known(&max_exp_avg_sqs)?);
+        let lists = [&exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs, &step_views];
+        let mut items = Vec::new();
+        for (i, dict) in states.iter().enumerate() {
+            for (key, value) in dict.iter() {
+                let ours = lists.iter().any(|list| list.get_item(i).is_ok_and(|tensor| tensor.is(&value)));
+                items.push((key.unbind(), ours.then(|| value.unbind())));
+            }
+        }
+        Ok(Some(AdamWGroup {
+            internals,
+            param,
+            rows: tensors.rows(|i| tensors.params[i].numel, |t| t.address as usize),
+            params: known(&params)?,
+            moments,
+            step_views: known(&step_views)?,
+            steps: Known::new(&steps)?,
+            states: states
+                .into_iter()
+                .map(|dict| {
+                    let len = dict.len();
+                    (dict.unbind(), len)
+                })
+                .collect(),
+            items,
             all_states: state.iter().map(|(_, value)| value.unbind()).collect(),
-            _steps: steps.unbind(),
-        })
+        }))
     }
 
     /// The next step, or None where a parameter, a gradient or a state is not what the group was made for. Nothing is
-    /// changed yet.
+    /// changed yet. The gradients must stay where they are until the step has run.
     fn prepare(
-        &self,
+        slf: &Bound<'_, Self>,
         params: &Bound<'_, PyList>,
-        grads: &Bound<'_, PyList>,
         state: &Bound<'_, PyDict>,
     ) -> PyResult<Option<AdamWStep>> {
-        if !self.unchanged(params, state)? || grads.iter().any(|g| g.is_none()) {
+        let (group, py) = (slf.get(), slf.py());
+        if !group.has_its_objects(params, state) || !group.stays(py)? {
             return Ok(None);
         }
-        let grads = impls(grads)?;
-        // SAFETY: the lists hold the tensors. The state's layout is that of when it was made; its memory may be another. A
-        // parameter at its old address has its old layout, or its gradient's will not fit; a gradient is where its
-        // parameter is.
-        let (tensors, steps) = unsafe {
-            let again = |list: &Vec<(usize, Description)>| {
-                list.iter()
-                    .map(|(imp, known)| Description { address: Peek::from_impl(imp).address(), ..*known })
-                    .collect()
-            };
-            let param = |(imp, known): &(usize, Description)| {
-                let tensor = Peek::from_impl(imp);
-                if tensor.address() == known.address { *known } else { tensor.describe() }
-            };
-            let params: Vec<_> = self.tensors.params.iter().map(param).collect();
-            let tensors = Lists {
-                grads: grads.iter().zip(&params).map(|(imp, p)| Peek::from_impl(imp).describe_on(p.device)).collect(),
-                params,
-                exp_avgs: again(&self.tensors.exp_avgs),
-                exp_avg_sqs: again(&self.tensors.exp_avg_sqs),
-                max_exp_avg_sqs: again(&self.tensors.max_exp_avg_sqs),
-            };
-            (tensors, describe(&self.steps))
-        };
-        let dtypes = check(&tensors.map(|t| Facts::from(t)));
-        Ok(dtypes.is_ok().then_some(AdamWStep { tensors, steps }))
-    }
-}
-
-/// A step of an [`AdamWGroup`], looked at and ready. Its tensors must be kept alive until it has run.
-#[pyclass(frozen, module = "metalcore._native")]
-pub struct AdamWStep {
-    tensors: Lists<Description>,
-    steps: Description,
-}
-
-#[pymethods]
-impl AdamWStep {
-    fn run(&self, py: Python<'_>, scalar_tensors: [Option<Bound<'_, PyAny>>; 3], scalars: Scalars) -> PyResult<()> {
-        let scalar_tensors = describe_scalars(scalar_tensors)?;
-        py.detach(|| anywhere(&self.tensors, &self.steps, &scalar_tensors, scalars.into())).map_err(crate::python_error)
+        let mut grads = Vec::with_capacity(group.rows.len());
+        let mut dtype = None;
+        for (known, row) in group.params.iter().zip(&group.rows) {
+            // SAFETY: the object holds the TensorImpl, as `stays` has seen.
+            match unsafe { group.internals.gradient(known.imp) } {
+                Some(grad) if grad.numel == row.numel && *dtype.get_or_insert(grad.dtype) == grad.dtype => {
+                    grads.push(grad.address);
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(dtype.map(|grad| AdamWStep { group: slf.clone().unbind(), grads, grad }))
     }
 }
 
 impl AdamWGroup {
-    /// Compares objects by address, through the C interface: three objects of each tensor, in every step.
-    fn unchanged(&self, params: &Bound<'_, PyList>, state: &Bound<'_, PyDict>) -> PyResult<bool> {
-        let py = params.py();
-        if !same_items(params, self.params.bind(py)) || state.len() != self.all_states.len() {
-            return Ok(false);
+    /// Whether lists and dicts have the objects that they had: the parameters, the state of each, and the tensors there.
+    fn has_its_objects(&self, params: &Bound<'_, PyList>, state: &Bound<'_, PyDict>) -> bool {
+        if params.len() != self.params.len() || state.len() != self.all_states.len() {
+            return false;
         }
-        let mut position = 0;
-        let mut value = std::ptr::null_mut();
-        for known in &self.all_states {
-            // SAFETY: the dict is alive and not changed meanwhile; the value is borrowed and only compared.
-            let found = unsafe { ffi::PyDict_Next(state.as_ptr(), &mut position, std::ptr::null_mut(), &mut value) };
-            if found == 0 || value != known.as_ptr() {
+        // SAFETY: the list is alive and the index in range; the result is borrowed and only compared.
+        let item = |i| unsafe { ffi::PyList_GetItem(params.as_ptr(), i as ffi::Py_ssize_t) };
+        if self.params.iter().enumerate().any(|(i, known)| item(i) != known.object.as_ptr()) {
+            return false;
+        }
+        let mut walk = Walk::new(state.as_ptr());
+        if self.all_states.iter().any(|known| walk.next().is_none_or(|(_, value)| value != known.as_ptr())) {
+            return false;
+        }
+        let mut items = self.items.iter();
+        self.states.iter().all(|(dict, len)| {
+            let mut walk = Walk::new(dict.as_ptr());
+            items.by_ref().take(*len).all(|(known, tensor)| {
+                walk.next().is_some_and(|(key, value)| {
+                    key == known.as_ptr() && tensor.as_ref().is_none_or(|tensor| value == tensor.as_ptr())
+                })
+            })
+        })
+    }
+
+    /// Whether the tensors are where they were. Memory that was given back may have come again for another type.
+    fn stays(&self, py: Python<'_>) -> PyResult<bool> {
+        for (known, row) in self.params.iter().zip(&self.rows) {
+            let same = known.stays(py)?
+                && known.peek().dtype() == Some(self.param)
+                && known.peek().numel() == row.numel
+                && self.internals.is_contiguous(known.peek());
+            if !same {
                 return Ok(false);
             }
         }
-        let lists = [
-            (intern!(py, "exp_avg"), &self.exp_avgs),
-            (intern!(py, "exp_avg_sq"), &self.exp_avg_sqs),
-            (intern!(py, "max_exp_avg_sq"), &self.max_exp_avg_sqs),
-            (intern!(py, "step"), &self.step_views),
-        ];
-        for (name, tensors) in lists {
-            if tensors.bind(py).is_empty() {
-                continue; // without amsgrad
+        let state = Some(self.param.compute());
+        for known in &self.moments {
+            if !(known.stays(py)? && known.peek().dtype() == state) {
+                return Ok(false);
             }
-            for (i, dict) in self.states.iter().enumerate() {
-                // SAFETY: both are alive; the results are borrowed and only compared, and a missing key is null.
-                let same = unsafe {
-                    ffi::PyDict_GetItemWithError(dict.as_ptr(), name.as_ptr())
-                        == ffi::PyList_GetItem(tensors.as_ptr(), i as ffi::Py_ssize_t)
-                };
-                if !same {
-                    return Ok(false);
-                }
+        }
+        for known in self.step_views.iter().chain([&self.steps]) {
+            if !known.stays(py)? {
+                return Ok(false);
             }
         }
         Ok(true)
     }
 }
 
-/// Whether two lists hold the same objects.
-fn same_items(a: &Bound<'_, PyList>, b: &Bound<'_, PyList>) -> bool {
-    // SAFETY: indices are in range; the results are borrowed and only compared.
-    let item = |list: &Bound<'_, PyList>, i| unsafe { ffi::PyList_GetItem(list.as_ptr(), i as ffi::Py_ssize_t) };
-    a.len() == b.len() && (0..a.len()).all(|i| item(a, i) == item(b, i))
+/// The items of a dict in order, through the C interface: borrowed, to be compared only.
+struct Walk {
+    dict: *mut ffi::PyObject,
+    position: ffi::Py_ssize_t,
+}
+
+impl Walk {
+    fn new(dict: *mut ffi::PyObject) -> Walk {
+        Walk { dict, position: 0 }
+    }
+    fn next(&mut self) -> Option<(*mut ffi::PyObject, *mut ffi::PyObject)> {
+        let (mut key, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the dict is alive and not changed meanwhile.
+        let found = unsafe { ffi::PyDict_Next(self.dict, &mut self.position, &mut key, &mut value) };
+        (found != 0).then_some((key, value))
+    }
+}
+
+/// A step of an [`AdamWGroup`], looked at and ready.
+#[pyclass(frozen, module = "metalcore._native")]
+pub struct AdamWStep {
+    group: Py<AdamWGroup>,
+    grads: Vec<usize>,
+    grad: DType,
+}
+
+#[pymethods]
+impl AdamWStep {
+    fn run(&self, py: Python<'_>, scalar_tensors: [Option<Bound<'_, PyAny>>; 3], scalars: Scalars) -> PyResult<()> {
+        let group = self.group.get();
+        let scalars_there = describe_scalars(scalar_tensors)?;
+        let problem = AdamW::new(scalars.into(), group.param, self.grad).map_err(crate::python_error)?;
+        let rows = group.rows.iter().zip(&self.grads).map(|(row, grad)| Row { grad: *grad, ..*row });
+        let steps = group.steps.peek().describe();
+        py.detach(|| anywhere(&problem, rows, &steps, &scalars_there)).map_err(crate::python_error)?;
+        // After the launch, which waits for nothing. Step counts are views of one tensor, and have its version.
+        for changed in group.params.iter().chain(&group.moments).chain([&group.steps]) {
+            // SAFETY: alive, as `prepare` has seen, and not of inference mode.
+            unsafe { group.internals.bump_version(changed.peek()) };
+        }
+        Ok(())
+    }
 }
 
 fn on_metal(
@@ -398,8 +502,7 @@ fn on_metal(
     let described = lists.map(|imp| unsafe { describe(imp) });
     let Some((param, grad)) = check(&described.map(|t| Facts::from(t)))? else { return Ok(()) };
     let problem = AdamW::new(options, param, grad)?;
-    let host = Objects(metal.clone());
-    let sized = tensors.map(|t| (host.shape(t).iter().product(), t.clone()));
+    let rows = tensors.rows(|i| described.params[i].numel, Arc::clone);
     let [lr, grad_scale, found_inf] = scalars;
-    step(metal, &problem, &sized, steps, [lr.as_ref(), grad_scale.as_ref(), found_inf.as_ref()])
+    step(metal, &problem, &rows, steps, [lr.as_ref(), grad_scale.as_ref(), found_inf.as_ref()])
 }
