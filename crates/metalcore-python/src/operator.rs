@@ -8,7 +8,7 @@
 //! | `T?` | `Option<T>` |
 //! | `T[]` | `Vec<T>`; torch passes lists to boxed kernels from 2.10 on |
 //!
-//! A function returns a tensor or a tuple of up to four.
+//! A function takes up to 16 arguments, and returns a tensor or a tuple of up to four.
 
 use crate::host::{Host, Shim};
 use crate::metal::{Buffer, Objects};
