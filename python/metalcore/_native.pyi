@@ -35,8 +35,8 @@ class ShaderKernel:
 class AdamWGroup:
     """A parameter group as it was when its state was last looked at."""
 
-    def __new__(
-        cls,
+    @staticmethod
+    def of(
         params: list[Tensor],
         states: list[dict[str, Tensor]],
         exp_avgs: list[Tensor],
@@ -45,8 +45,8 @@ class AdamWGroup:
         steps: Tensor,
         step_views: list[Tensor],
         state: dict[Tensor, Any],
-    ) -> AdamWGroup: ...
-    def prepare(self, params: list[Tensor], grads: list[Optional[Tensor]], state: dict[Tensor, Any]) -> Optional[AdamWStep]: ...
+    ) -> Optional[AdamWGroup]: ...
+    def prepare(self, params: list[Tensor], state: dict[Tensor, Any]) -> Optional[AdamWStep]: ...
 
 class AdamWStep:
     """A step of an AdamWGroup, looked at and ready."""

@@ -65,7 +65,7 @@ def _linear(tensor: Tensor) -> Tensor:
 
 
 def _hooked(step: Callable) -> Callable:
-    """torch's wrapper of a step (hooks, profiler), only where somebody looks: it costs as much as looking at 100 tensors."""
+    """torch's wrapper of a step (hooks, profiler), but only where somebody looks: it holds up the launch."""
     watched = torch.optim.Optimizer.profile_hook_step(step)
 
     @functools.wraps(step)

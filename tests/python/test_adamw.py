@@ -246,12 +246,16 @@ def test_parameters_of_every_layout_get_the_bits_of_contiguous_ones(device, dtyp
 
 @pytest.mark.parametrize("layout", [*VIEWS, "channels last"])
 def test_gradients_of_every_layout_give_the_bits_of_contiguous_ones(device, dtype, layout):
-    values, grad = (normal(2, 3, 5, 6, device=device, dtype=dtype) for _ in range(2))
+    values = normal(2, 3, 5, 6, device=device, dtype=dtype)
     plain, other = (torch.nn.Parameter(values.clone()) for _ in range(2))
-    plain.grad, other.grad = grad, laid_out(layout, grad)
-    metalcore.MetalAdamW([plain]).step()
-    assert_step(metalcore.MetalAdamW([other]))
-    assert same_bits(other, plain)
+    reference, optimizer = metalcore.MetalAdamW([plain]), metalcore.MetalAdamW([other])
+    for step in range(4):
+        plain.grad = normal(*values.shape, device=device, dtype=dtype)
+        # After a contiguous one, whose way is another.
+        other.grad = plain.grad.clone() if step == 2 else laid_out(layout, plain.grad)
+        reference.step()
+        assert_step(optimizer)
+        assert same_bits(other, plain)
 
 
 def test_an_expanded_gradient_is_like_its_copy(device, dtype):

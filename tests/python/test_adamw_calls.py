@@ -11,6 +11,7 @@ from oracles import assert_step, give_grads
 from support import bits, normal, same_bits
 from test_adamw_optimizer import MOMENTS, continue_alike, everything, parameters, started
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 # --- torch's ways of calling it -------------------------------------------------------------------
 
@@ -45,6 +46,57 @@ def test_hooks_before_and_after_a_step_run(device, dtype):
         handle.remove()
     optimizer.step()
     assert len(seen) == 2
+
+
+def test_hooks_of_all_optimizers_get_the_arguments_of_the_call(device):
+    params, optimizer = started(device, torch.float32)
+    give_grads(params)
+    seen = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *call: seen.append(call)),
+        register_optimizer_step_post_hook(lambda *call: seen.append(call)),
+    ]
+    try:
+        optimizer.step(closure=None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    optimizer.step()
+    assert seen == [(optimizer, (optimizer,), {"closure": None})] * 2
+
+
+def test_hooks_of_a_derived_optimizer_run_once(device):
+    class Derived(metalcore.MetalAdamW):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    params = parameters(device, torch.float32)
+    give_grads(params)
+    optimizer, seen = Derived(params), []
+    optimizer.register_step_post_hook(lambda *_: seen.append(float(optimizer.state[params[0]]["step"])))
+    optimizer.step()
+    optimizer.step()
+    assert seen == [1.0, 2.0]
+
+
+def test_the_profiler_of_torch_sees_a_step(device):
+    params, optimizer = started(device, torch.float32)
+    give_grads(params)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert "Optimizer.step#MetalAdamW.step" in {event.key for event in profile.key_averages()}
+
+
+def test_steps_in_inference_mode_and_after_it_are_steps(device, dtype):
+    params = parameters(device, dtype)
+    optimizer = metalcore.MetalAdamW(params)
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode, torch.enable_grad):
+        give_grads(params)
+        with mode():
+            optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in params] == [4.0] * len(params)
+    give_grads(params)
+    assert_step(optimizer)
 
 
 SCHEDULERS = {

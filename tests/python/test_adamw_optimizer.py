@@ -187,6 +187,26 @@ def _new_layout(params, optimizer):
     params[1].data = params[1].data.mT.contiguous().mT
 
 
+def _memory_replaced(key):
+    def change(params, optimizer):
+        value = optimizer.state[params[1]][key]
+        value.data = value.data * 2
+
+    return change
+
+
+def _swapped(key):
+    def change(params, optimizer):
+        value = optimizer.state[params[1]][key]
+        torch.utils.swap_tensors(value, value.detach().clone() * 2)
+
+    return change
+
+
+def _something_else_kept(params, optimizer):
+    optimizer.state[params[1]]["note"] = "of the user"
+
+
 def _options(params, optimizer):
     optimizer.param_groups[0].update(lr=0.3, betas=(0.5, 0.6), eps=1e-3, weight_decay=0.3, maximize=True)
 
@@ -207,6 +227,9 @@ CHANGES = {
     "state of one parameter removed": lambda params, optimizer: optimizer.state.pop(params[1]),
     **{f"{key} replaced": _replace(key) for key in ("step", *MOMENTS)},
     **{f"{key} changed in place": _change_in_place(key) for key in ("step", *MOMENTS)},
+    **{f"memory of {key} replaced": _memory_replaced(key) for key in ("step", *MOMENTS)},
+    **{f"{key} swapped": _swapped(key) for key in ("step", *MOMENTS)},
+    "something else kept in a state": _something_else_kept,
     "data replaced": _new_data,
     "data of another layout": _new_layout,
     "options changed": _options,
@@ -222,6 +245,16 @@ def test_a_step_starts_from_what_is_there_whatever_was_changed(device, dtype, ch
     change(params, optimizer)
     for _ in range(3):
         give_grads(params)
+        assert_step(optimizer)
+
+
+def test_a_parameter_may_be_transposed_where_it_is(device, dtype):
+    p = torch.nn.Parameter(normal(5, 5, device=device, dtype=dtype))
+    optimizer = metalcore.MetalAdamW([p])
+    for step in range(4):
+        if step == 2:
+            p.data = p.data.mT
+        p.grad = normal(5, 5, device=device, dtype=dtype)
         assert_step(optimizer)
 
 

@@ -303,8 +303,8 @@ pub struct AdamWGroup {
     /// One for each parameter, of `steps`.
     step_views: Vec<Known>,
     steps: Known,
-    /// Each parameter's state dict with the number of its items; these, in order; and what belongs there, if it is ours.
-    states: Vec<(Py<PyDict>, usize)>,
+    /// The state dict of each parameter, behind the number of its items; these in order: keys, and values that are ours.
+    states: Vec<(usize, Py<PyDict>)>,
     items: Vec<(Py<PyAny>, Option<Py<PyAny>>)>,
     /// Every state dict of the optimizer, in order.
     all_states: Vec<Py<PyAny>>,
@@ -356,20 +356,14 @@ impl AdamWGroup {
             moments,
             step_views: known(&step_views)?,
             steps: Known::new(&steps)?,
-            states: states
-                .into_iter()
-                .map(|dict| {
-                    let len = dict.len();
-                    (dict.unbind(), len)
-                })
-                .collect(),
+            states: states.into_iter().map(|dict| (dict.len(), dict.unbind())).collect(),
             items,
             all_states: state.iter().map(|(_, value)| value.unbind()).collect(),
         }))
     }
 
     /// The next step, or None where a parameter, a gradient or a state is not what the group was made for. Nothing is
-    /// changed yet. The gradients must stay where they are until the step has run.
+    /// changed yet. Neither may the tensors be, until the step has run.
     fn prepare(
         slf: &Bound<'_, Self>,
         params: &Bound<'_, PyList>,
@@ -410,7 +404,7 @@ impl AdamWGroup {
             return false;
         }
         let mut items = self.items.iter();
-        self.states.iter().all(|(dict, len)| {
+        self.states.iter().all(|(len, dict)| {
             let mut walk = Walk::new(dict.as_ptr());
             items.by_ref().take(*len).all(|(known, tensor)| {
                 walk.next().is_some_and(|(key, value)| {
@@ -464,7 +458,7 @@ impl Walk {
     }
 }
 
-/// A step of an [`AdamWGroup`], looked at and ready.
+/// A step of an [`AdamWGroup`], looked at and ready: the addresses of its gradients.
 #[pyclass(frozen, module = "metalcore._native")]
 pub struct AdamWStep {
     group: Py<AdamWGroup>,
