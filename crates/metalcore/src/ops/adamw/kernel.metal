@@ -46,48 +46,66 @@ G_KERNEL(adamw_prepare, 256, IO(0, float, steps), OUT(1, real, coefficients), IN
 G_FN real adamw_larger(real a, real b) { return g_isnan(a) || a > b ? a : b; }
 
 struct adamw_rate { real decay; real size; real inverse_root2; real scale; };
-G_FN real adamw_delta(real m, real v, adamw_rate r, real eps) {
-  return r.size * m / (g_sqrt(v) * r.inverse_root2 + eps);
+struct adamw_scalars { real b1; real one_minus_b1; real b2; real one_minus_b2; real eps; };
+// The step of one element; `largest` is looked at with amsgrad alone. Every sum is a fused one by name: left to the
+// compiler, the same element would get other bits in another form of the loop.
+G_FN void adamw_element(PRIVREF(real) param, PRIVREF(real) m, PRIVREF(real) v, PRIVREF(real) largest, real grad, adamw_rate r,
+                        adamw_scalars k) {
+  const real g = grad * r.scale;
+  m = g_fma(m, k.b1, g * k.one_minus_b1);
+  v = g_fma(v, k.b2, g * g * k.one_minus_b2);
+#if ADAMW_AMSGRAD
+  largest = adamw_larger(largest, v);
+#else
+  largest = v;
+#endif
+  param = g_fma(param, r.decay, -(r.size * m / g_fma(g_sqrt(largest), r.inverse_root2, k.eps)));
 }
 
 // One chunk of one tensor; `vec`: every pointer is aligned to four elements.
 G_FN void adamw_chunk(DEV(ADAMW_P) param, DEV(const ADAMW_G) grad, DEV(real) m, DEV(real) v, DEV(real) v_max, gk_i64 first,
                       gk_i64 numel, bool vec, adamw_rate r, PREF(adamw_params) p, gk_ctx c) {
   if (r.scale == 0.0f) return;
-  const real one_minus_b1 = gk_wide_real(p.one_minus_beta1), one_minus_b2 = gk_wide_real(p.one_minus_beta2);
-  const real b1 = gk_wide_real(p.beta1), b2 = gk_wide_real(p.beta2), eps = gk_wide_real(p.eps);
+  adamw_scalars k;
+  k.b1 = gk_wide_real(p.beta1);
+  k.one_minus_b1 = gk_wide_real(p.one_minus_beta1);
+  k.b2 = gk_wide_real(p.beta2);
+  k.one_minus_b2 = gk_wide_real(p.one_minus_beta2);
+  k.eps = gk_wide_real(p.eps);
   G_UNROLL for (uint u = 0; u < 4; ++u) {
     const gk_i64 i = first + (gk_i64)(u * ADAMW_THREADS + c.tid) * 4;
     if (vec && i + 4 <= numel) {
-      const v4 g = gk_ld4_once(grad, i) * r.scale;
-      const v4 mm = gk_ld4(m, i) * b1 + g * one_minus_b1;
-      const v4 vv = gk_ld4(v, i) * b2 + g * g * one_minus_b2;
-      gk_st4(m, i, mm);
-      gk_st4(v, i, vv);
-      v4 root = vv;
+      const v4 g4 = gk_ld4_once(grad, i), m4 = gk_ld4(m, i), s4 = gk_ld4(v, i), p4 = gk_ld4(param, i);
+      const real gg[4] = {g4.x, g4.y, g4.z, g4.w};
+      real mm[4] = {m4.x, m4.y, m4.z, m4.w}, vv[4] = {s4.x, s4.y, s4.z, s4.w}, pp[4] = {p4.x, p4.y, p4.z, p4.w};
 #if ADAMW_AMSGRAD
-      const v4 seen = gk_ld4(v_max, i);
-      root = v4(adamw_larger(seen.x, vv.x), adamw_larger(seen.y, vv.y), adamw_larger(seen.z, vv.z), adamw_larger(seen.w, vv.w));
-      gk_st4(v_max, i, root);
+      const v4 l4 = gk_ld4(v_max, i);
+#else
+      const v4 l4 = s4;
 #endif
-      const v4 d = v4(adamw_delta(mm.x, root.x, r, eps), adamw_delta(mm.y, root.y, r, eps),
-                      adamw_delta(mm.z, root.z, r, eps), adamw_delta(mm.w, root.w, r, eps));
-      gk_st4(param, i, gk_ld4(param, i) * r.decay - d);
+      real largest[4] = {l4.x, l4.y, l4.z, l4.w};
+      G_UNROLL for (uint e = 0; e < 4; ++e) adamw_element(pp[e], mm[e], vv[e], largest[e], gg[e], r, k);
+      gk_st4(m, i, v4(mm[0], mm[1], mm[2], mm[3]));
+      gk_st4(v, i, v4(vv[0], vv[1], vv[2], vv[3]));
+      gk_st4(param, i, v4(pp[0], pp[1], pp[2], pp[3]));
+#if ADAMW_AMSGRAD
+      gk_st4(v_max, i, v4(largest[0], largest[1], largest[2], largest[3]));
+#endif
     } else {
       for (uint e = 0; e < 4; ++e) {
         const gk_i64 j = i + e;
         if (j >= numel) break;
-        const real g = gk_real(grad[j]) * r.scale;
-        const real mm = m[j] * b1 + g * one_minus_b1;
-        const real vv = v[j] * b2 + g * g * one_minus_b2;
+        real mm = m[j], vv = v[j], pp = gk_real(param[j]), largest = vv;
+#if ADAMW_AMSGRAD
+        largest = v_max[j];
+#endif
+        adamw_element(pp, mm, vv, largest, gk_real(grad[j]), r, k);
         m[j] = mm;
         v[j] = vv;
-        real root = vv;
+        param[j] = gk_to<ADAMW_P>(pp);
 #if ADAMW_AMSGRAD
-        root = adamw_larger(v_max[j], vv);
-        v_max[j] = root;
+        v_max[j] = largest;
 #endif
-        param[j] = gk_to<ADAMW_P>(gk_real(param[j]) * r.decay - adamw_delta(mm, root, r, eps));
       }
     }
   }
