@@ -5,6 +5,7 @@ use crate::internals::Internals;
 use crate::operator::Operator;
 use crate::throw::Thrower;
 use libloading::Library;
+use metalcore::device::cpu::Threads;
 use metalcore::{DType, Error, Result};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
@@ -30,6 +31,7 @@ macro_rules! shims {
             $($field: unsafe extern "C" fn($($arg),*) -> $ret,)*
             current_cuda_stream: OnceLock<Option<CurrentStream>>,
             num_threads: Option<NumThreads>,
+            parallel_for: Option<ParallelFor>,
             dispatcher: Option<Dispatcher>,
             lists: Option<Lists>,
             /// What the shims do not offer.
@@ -48,6 +50,7 @@ macro_rules! shims {
                         dispatcher: Dispatcher::load(library),
                         lists: Lists::load(library),
                         num_threads: library.get(b"_ZN2at15get_num_threadsEv\0").ok().map(|f| *f),
+                        parallel_for: library.get(b"torch_parallel_for\0").ok().map(|f| *f),
                         internals: Internals::load(library),
                         thrower: Thrower::load(library)?,
                         library_dir: library_dir.to_owned(),
@@ -79,6 +82,8 @@ shims! {
 
 /// `int at::get_num_threads()`.
 type NumThreads = unsafe extern "C" fn() -> i32;
+/// Calls a function for parts of a range, on torch's threads; of torch 2.10 and later.
+type ParallelFor = unsafe extern "C" fn(i64, i64, i64, extern "C" fn(i64, i64, *mut c_void), *mut c_void) -> i32;
 type CurrentStream = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
 
 /// Calls operators of torch by name; of torch 2.10 and later.
@@ -133,8 +138,26 @@ pub fn load(library_dir: &Path) -> std::result::Result<(), String> {
     }
     let library = open(library_dir, "torch_cpu").map_err(|e| e.to_string())?;
     let shims = Shims::load(library, library_dir).map_err(|e| format!("torch is too old (2.7 is needed): {e}"))?;
+    if shims.parallel_for.is_some() {
+        Threads::lend(on_torch_threads);
+    }
     drop(SHIMS.set(shims)); // another thread was faster with the same
     Ok(())
+}
+
+/// torch's own threads for our loops: its idle OpenMP threads spin, and leave no processor to others for milliseconds.
+fn on_torch_threads(calls: usize, body: &(dyn Fn() + Sync)) -> bool {
+    extern "C" fn call(_: i64, _: i64, body: *mut c_void) {
+        // SAFETY: the address of a body that outlives the loop; it does not panic, as Threads::lend says.
+        unsafe { (*body.cast::<&(dyn Fn() + Sync)>())() }
+    }
+    if num_threads().is_none_or(|count| count < calls) {
+        return false;
+    }
+    let mut body = body;
+    let run = get().parallel_for.expect("it was there when it was lent");
+    // SAFETY: the loop returns after its last call.
+    unsafe { run(0, calls as i64, 1, call, (&raw mut body).cast()) == 0 }
 }
 
 fn open(library_dir: &Path, name: &str) -> std::result::Result<&'static Library, libloading::Error> {

@@ -103,12 +103,13 @@ impl Threads {
                 *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
             }
         };
-        match HOST.get() {
-            Some((process, host)) if *process == std::process::id() => host(helpers + 1, &guarded),
-            _ => match pool(self.count - 1) {
+        let lent =
+            HOST.get().is_some_and(|(process, host)| *process == std::process::id() && host(helpers + 1, &guarded));
+        if !lent {
+            match pool(self.count - 1) {
                 Some(pool) => share_with(pool, helpers, &guarded),
                 None => guarded(),
-            },
+            }
         }
         if let Some(payload) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(payload);
@@ -117,8 +118,8 @@ impl Threads {
 }
 
 /// Calls a body, which does not panic, from the calling thread and from other threads, at most so many calls in all,
-/// and returns after them.
-pub type HostPool = fn(calls: usize, body: &(dyn Fn() + Sync));
+/// and returns after them; false if it has not called it, for want of so many threads.
+pub type HostPool = fn(calls: usize, body: &(dyn Fn() + Sync)) -> bool;
 static HOST: OnceLock<(u32, HostPool)> = OnceLock::new();
 
 fn share_with(pool: &ThreadPool, helpers: usize, body: &(dyn Fn() + Sync)) {
