@@ -9,8 +9,17 @@ from importlib.metadata import version as _version
 from . import config
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
+from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
+from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
+from .transformers_patch import (
+    apply_to,
+    patch_transformers_rmsnorm,
+    patch_transformers_rope,
+    patch_transformers_swiglu,
+    unpatch,
+)
 
 __version__ = _version("metalcore")
 __all__ = [
@@ -19,11 +28,22 @@ __all__ = [
     "MetalAdamW",
     "MetalRMSNorm",
     "RMSNormFunction",
+    "apply_to",
     "config",
+    "disable_pytorch_overrides",
+    "enable_pytorch_overrides",
     "fused_add_rmsnorm",
+    "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",
+    "is_patched",
+    "patch_comfy",
+    "patch_transformers_rmsnorm",
+    "patch_transformers_rope",
+    "patch_transformers_swiglu",
     "qr",
     "qr_batched",
     "rms_norm",
+    "unpatch",
+    "unpatch_comfy",
 ]
