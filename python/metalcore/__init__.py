@@ -11,6 +11,7 @@ from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
+from .rope import RotaryEmbedding, apply_rotary_pos_emb, apply_rotary_pos_emb_single, rope_forward, rope_fwd
 
 __version__ = _version("metalcore")
 __all__ = [
@@ -19,6 +20,9 @@ __all__ = [
     "MetalAdamW",
     "MetalRMSNorm",
     "RMSNormFunction",
+    "RotaryEmbedding",
+    "apply_rotary_pos_emb",
+    "apply_rotary_pos_emb_single",
     "config",
     "fused_add_rmsnorm",
     "has_cuda_kernels",
@@ -26,4 +30,6 @@ __all__ = [
     "qr",
     "qr_batched",
     "rms_norm",
+    "rope_forward",
+    "rope_fwd",
 ]
