@@ -12,7 +12,7 @@ from metalcore._errors import translate
 from metalcore._operators import check_tensors, needs_grad
 from torch import Tensor
 
-__all__ = ["fused_add_rmsnorm", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd"]
+__all__ = ["fused_add_rmsnorm", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd", "rope_bwd", "rope_fwd", "rope_fwd_qk"]
 
 
 def _no_grad(name: str, instead: str, *tensors: Optional[Tensor]) -> None:
@@ -59,3 +59,22 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, W: Optional[Tensor], eps:
     _no_grad("fused_add_rmsnorm", "fused_add_rmsnorm", input, residual, W)
     check_tensors("fused_add_rmsnorm", input=input, residual=residual, W=W)
     return tuple(_call(torch.ops.metalcore.add_rms_norm_fwd.default, input, residual, W, 1, eps))
+
+
+def rope_fwd(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotary embedding of one tensor (B, S, H, D); as :func:`metalcore.rope_forward`."""
+    _no_grad("rope_fwd", "rope_forward", x, cos, sin)
+    return metalcore.rope_forward(x, cos, sin)
+
+
+def rope_bwd(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of x from that of :func:`rope_fwd`'s result."""
+    _no_grad("rope_bwd", "rope_forward", dy, cos, sin)
+    check_tensors("rope_bwd", dy=dy, cos=cos, sin=sin)
+    return _call(torch.ops.metalcore.rope_bwd.default, dy, None, cos, sin, None, 2)[0]
+
+
+def rope_fwd_qk(Q: Tensor, K: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q', K') of Q (B, S, Hq, D) and K (B, S, Hk, D), in one launch; as :func:`metalcore.rope_fwd`."""
+    _no_grad("rope_fwd_qk", "rope_fwd", Q, K, cos, sin)
+    return metalcore.rope_fwd(Q, K, cos, sin)

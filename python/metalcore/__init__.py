@@ -13,6 +13,7 @@ from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
+from .rope import RotaryEmbedding, apply_rotary_pos_emb, apply_rotary_pos_emb_single, rope_forward, rope_fwd
 from .transformers_patch import (
     apply_to,
     patch_transformers_rmsnorm,
@@ -28,6 +29,9 @@ __all__ = [
     "MetalAdamW",
     "MetalRMSNorm",
     "RMSNormFunction",
+    "RotaryEmbedding",
+    "apply_rotary_pos_emb",
+    "apply_rotary_pos_emb_single",
     "apply_to",
     "config",
     "disable_pytorch_overrides",
@@ -44,6 +48,8 @@ __all__ = [
     "qr",
     "qr_batched",
     "rms_norm",
+    "rope_forward",
+    "rope_fwd",
     "unpatch",
     "unpatch_comfy",
 ]

@@ -79,6 +79,11 @@ def needs_grad(*tensors: "torch.Tensor | None") -> bool:
     return False
 
 
+def grad_tracked(*tensors: "torch.Tensor | None") -> bool:
+    """Whether functorch's grad looks at one of them: torch.library's own autograd cannot be entered then."""
+    return any(t is not None and torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
+
+
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

@@ -1,4 +1,4 @@
-"""What rms_norm and adamw should give, with the bounds of the accuracy contract: plain formulas in float64 (long double for
+"""What rms_norm, rope and adamw should give, with the bounds of the accuracy contract: plain formulas in float64 (long double for
 float64 tensors) on the values as they are stored.
 """
 
@@ -64,6 +64,23 @@ def rms_norm_backward(
     shape = tuple(x.shape)
     weight_shape = (width,) if weight is None else tuple(weight.shape)
     return Bounded(dx.reshape(shape), bound.reshape(shape)), Bounded(dw.reshape(weight_shape), spread.reshape(weight_shape))
+
+
+# --- rope -----------------------------------------------------------------------------------------
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, ids: Tensor | None, unsqueeze_dim: int, back: bool = False) -> Bounded:
+    """Rotated heads, or (``back``) their gradient."""
+    values, c, s = exact(x), exact(cos), exact(sin)
+    seq, half = x.shape[3 - unsqueeze_dim], x.shape[3] // 2
+    c, s = (t[..., :seq, :] if ids is None else t[ids.cpu().numpy()] for t in (c, s))
+    c, s = (np.expand_dims(t if t.ndim == 3 else t[None], unsqueeze_dim) for t in (c, s))
+    x1, x2 = values[..., :half], values[..., half:]
+    c1, s1, c2, s2 = c[..., :half], s[..., :half], c[..., c.shape[-1] - half :], s[..., s.shape[-1] - half :]
+    first, second = ((x1 * c1, x2 * s2), (x2 * c2, -x1 * s1)) if back else ((x1 * c1, -x2 * s1), (x2 * c2, x1 * s2))
+    y = np.concatenate([sum(first), sum(second)], -1)
+    spread = np.concatenate([np.abs(a) + np.abs(b) for a, b in (first, second)], -1)
+    return Bounded(y, rho(x.dtype) * np.abs(y) + 4 * working_roundoff(x.dtype) * spread)
 
 
 # --- adamw ----------------------------------------------------------------------------------------

@@ -55,6 +55,14 @@ def _add_rms_norm_bwd(x):
         yield (_like(x, 3, 8), _like(x, 3, 8), h, weight, _rstd(h), 1), {}
 
 
+def _rope(x):
+    cos, sin = _like(x, 3, 4), _like(x, 3, 4)
+    yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 1, 8), cos, sin, None, 2), {}
+    yield (_like(x, 2, 3, 5, 8), None, cos, sin, None, 2), {}
+    yield (_like(x, 2, 3, 5, 8).transpose(1, 2), _like(x, 2, 1, 3, 8), cos, sin, torch.tensor([2, 0, 1], device=x.device), 1), {}
+    yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 2, 8), _like(x, 2, 3, 8), _like(x, 2, 3, 8), None, 2), {}
+
+
 def _adamw_(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "maximize": False}
@@ -74,6 +82,8 @@ SAMPLES = {
     "rms_norm_bwd": _rms_norm_bwd,
     "add_rms_norm_fwd": _add_rms_norm_fwd,
     "add_rms_norm_bwd": _add_rms_norm_bwd,
+    "rope_fwd": _rope,
+    "rope_bwd": _rope,
     "adamw_": _adamw_,
 }
 IN_PLACE = ("adamw_",)
@@ -85,7 +95,10 @@ def samples(name, device, dtype):
 
 
 def leaves(value):
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone().requires_grad_(), value)
+    def leaf(t):
+        return t.detach().clone().requires_grad_() if t.is_floating_point() else t
+
+    return torch.utils._pytree.tree_map_only(torch.Tensor, leaf, value)
 
 
 # --- operators ------------------------------------------------------------------------------------
@@ -165,6 +178,12 @@ def call_residual(x):
     return output, total
 
 
+def call_rope(x):
+    q = x.unsqueeze(2).expand(-1, -1, 4, -1)
+    cos, sin = (f(torch.arange(15, device=x.device, dtype=x.dtype)).view(5, 3) for f in (torch.cos, torch.sin))
+    return metalcore.rope_fwd(q, x.unsqueeze(2), cos, sin)
+
+
 class Block(torch.nn.Module):
     """Both modules, as a transformer has them."""
 
@@ -182,6 +201,7 @@ CALLS = {
     "qr complete": lambda: call_qr_complete,
     "rms_norm": lambda: call_rms_norm,
     "fused_add_rmsnorm": lambda: call_residual,
+    "rope": lambda: call_rope,
     "modules": lambda: Block(6),
 }
 

@@ -20,9 +20,13 @@ pub trait Host {
     fn device(&self) -> &Self::Device;
     /// Sizes.
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
+    /// Distances between elements, in elements.
+    fn strides(&self, tensor: &Self::Tensor) -> Vec<usize>;
     /// Element type, if it is one of ours.
     fn dtype(&self, tensor: &Self::Tensor) -> Option<DType>;
-    /// Its memory, while the tensor lives.
+    /// Bytes of an element of int32 or int64.
+    fn integer_bytes(&self, tensor: &Self::Tensor) -> Option<usize>;
+    /// Its memory from its first element to its last, while the tensor lives.
     fn buffer(&self, tensor: &Self::Tensor) -> BufferOf<Self>;
     /// An uninitialised tensor.
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Self::Tensor>;
@@ -39,6 +43,14 @@ pub trait Host {
         }
         let (got, expected) = ("a tensor of another device".to_owned(), "the device of the first tensor".to_owned());
         Err(Error::Argument { op, argument, got, expected })
+    }
+
+    /// Bytes of an index of int32 or int64, or a TypeError.
+    fn index_bytes(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<usize> {
+        self.integer_bytes(tensor).ok_or_else(|| {
+            let (got, expected) = ("another one".to_owned(), "int32 or int64".to_owned());
+            Error::DType { op, argument, got, expected }
+        })
     }
 
     /// Element type, or a TypeError.
@@ -118,13 +130,19 @@ impl<D: Foreign> Host for Shim<D> {
     fn shape(&self, tensor: &Tensor) -> Vec<usize> {
         tensor.peek().shape()
     }
+    fn strides(&self, tensor: &Tensor) -> Vec<usize> {
+        tensor.peek().stride()
+    }
     fn dtype(&self, tensor: &Tensor) -> Option<DType> {
         tensor.peek().dtype()
     }
+    fn integer_bytes(&self, tensor: &Tensor) -> Option<usize> {
+        tensor.peek().integer_bytes()
+    }
     fn buffer(&self, tensor: &Tensor) -> D::Buffer {
         let peek = tensor.peek();
-        let bytes = peek.numel() * peek.dtype().map_or(1, DType::size);
-        // SAFETY: the tensor is contiguous and outlives the buffer; on a GPU torch frees memory in stream order.
+        let bytes = peek.span() * peek.dtype().map(DType::size).or(peek.integer_bytes()).unwrap_or(1);
+        // SAFETY: the tensor outlives the buffer; on a GPU torch frees memory in stream order.
         unsafe { D::foreign(peek.address(), bytes) }
     }
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {

@@ -150,6 +150,13 @@ impl Host for Objects {
     fn shape(&self, tensor: &Buffer) -> Vec<usize> {
         Objects::of(tensor, |t| t.getattr("shape")?.extract())
     }
+    fn strides(&self, tensor: &Buffer) -> Vec<usize> {
+        Objects::of(tensor, |t| t.call_method0("stride")?.extract())
+    }
+    fn integer_bytes(&self, tensor: &Buffer) -> Option<usize> {
+        let name = Objects::of(tensor, |t| Ok(t.getattr("dtype")?.str()?.to_string()));
+        [("torch.int32", 4), ("torch.int64", 8)].into_iter().find(|(int, _)| name == *int).map(|(_, bytes)| bytes)
+    }
     fn dtype(&self, tensor: &Buffer) -> Option<DType> {
         let name = Objects::of(tensor, |t| Ok(t.getattr("dtype")?.str()?.to_string()));
         DType::ALL.into_iter().find(|dtype| name == format!("torch.{dtype}"))

@@ -293,9 +293,33 @@ impl<'a> Peek<'a> {
     pub fn shape(&self) -> Vec<usize> {
         self.sizes().iter().map(|size| *size as usize).collect()
     }
+    /// Distances between elements, in elements.
+    pub fn stride(&self) -> Vec<usize> {
+        let dim: i64 = self.number(get().dim);
+        self.strides(dim as usize).unwrap_or_default().iter().map(|stride| *stride as usize).collect()
+    }
     /// Number of elements.
     pub fn numel(&self) -> usize {
         self.number(get().numel) as usize
+    }
+    /// Elements of memory from the first to behind the last.
+    pub fn span(&self) -> usize {
+        let sizes = self.sizes();
+        match self.strides(sizes.len()) {
+            _ if sizes.contains(&0) => 0,
+            Some(strides) => {
+                1 + sizes.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum::<i64>() as usize
+            }
+            None => self.numel(),
+        }
+    }
+    /// Bytes of an element of int32 or int64.
+    pub fn integer_bytes(&self) -> Option<usize> {
+        match self.number(get().dtype) {
+            I32 => Some(4),
+            I64 => Some(8),
+            _ => None,
+        }
     }
     /// Element type, if it is one of ours.
     pub fn dtype(&self) -> Option<DType> {
@@ -373,6 +397,8 @@ pub struct Description {
 }
 
 /// Codes of `c10::ScalarType`.
+const I32: i32 = 3;
+const I64: i32 = 4;
 const F16: i32 = 5;
 const F32: i32 = 6;
 const F64: i32 = 7;

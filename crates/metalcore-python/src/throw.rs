@@ -58,6 +58,7 @@ impl Thrower {
 pub fn class(error: &Error) -> &'static str {
     match error {
         Error::Argument { .. } => "ValueError",
+        Error::Index { .. } => "IndexError",
         Error::DType { .. } => "TypeError",
         Error::Unsupported { .. } => "NotImplementedError",
         Error::Device { .. } | Error::OutOfMemory { .. } => "RuntimeError",

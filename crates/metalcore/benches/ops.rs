@@ -14,6 +14,8 @@ mod adamw;
 mod qr;
 #[path = "../src/ops/rms_norm/bench.rs"]
 mod rms_norm;
+#[path = "../src/ops/rope/bench.rs"]
+mod rope;
 
 /// Where the operations' own files put their calls.
 pub struct Bench {
@@ -61,6 +63,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, qr, rms_norm);
+    bench_all!(adamw, rope, qr, rms_norm);
     bench.criterion.final_summary();
 }

@@ -27,6 +27,18 @@ pub enum Error {
         /// What is allowed.
         expected: String,
     },
+    /// An index that is not there.
+    #[error("{op}: {argument}: got {got}, expected an index from 0 to below {size}")]
+    Index {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        argument: &'static str,
+        /// What came.
+        got: i64,
+        /// How many there are.
+        size: usize,
+    },
     /// A combination that is not built.
     #[error("{op}: {reason}")]
     Unsupported {
