@@ -105,7 +105,7 @@ def _norm_bare(module: nn.Module, x: Tensor, eps: Any) -> Tensor:
     return rms_norm(x, x.shape[-1:], None, eps)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _norm_forward(form: Callable, eps_name: str) -> Callable:
     """One function for all modules of a form, so that a compiled model does not compile each of them anew."""
 
@@ -207,7 +207,7 @@ def _gate(module: nn.Module) -> Optional[str]:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _mlp_forward(product: Callable, options: tuple, joined: bool) -> Callable:
     if joined:
 

@@ -233,7 +233,12 @@ def test_torchs_sample_inputs_have_the_same_results_and_gradients(op, device, dt
 @pytest.mark.parametrize("op", FUNCTIONS)
 def test_calls_that_torch_refuses_raise_torchs_error(op, device, taken):
     args = example(op, device)
-    for wrong in ((), (None, *args[1:]), (torch.ones(4, 8, dtype=torch.int32, device=device), *args[1:]), (*args, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)):
+    for wrong in (
+        (),
+        (None, *args[1:]),
+        (torch.ones(4, 8, dtype=torch.int32, device=device), *args[1:]),
+        (*args, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
+    ):
         outcomes = []
         for function in (ORIGINALS[op], current(op)):
             with pytest.raises(Exception) as caught:
@@ -335,7 +340,10 @@ def test_modules_old_and_new_are_reached(device, taken):
 
 
 def parameters(device, dtype=torch.float32):
-    return [torch.nn.Parameter(torch.ones(3, 2, device=device, dtype=dtype)), torch.nn.Parameter(torch.ones(5, device=device, dtype=dtype))]
+    return [
+        torch.nn.Parameter(torch.ones(3, 2, device=device, dtype=dtype)),
+        torch.nn.Parameter(torch.ones(5, device=device, dtype=dtype)),
+    ]
 
 
 def test_adamw_instances_made_before_and_after_are_instances_of_the_name(device):
