@@ -282,17 +282,17 @@ def test_subclasses_see_the_original_function(op, device, taken):
 def test_transforms_modes_and_tracers_see_torchs_operators(op, device, taken):
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Seen(TorchDispatchMode):
-        names: list = []
+    names = []
 
+    class Seen(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.names.append(func.namespace)
+            names.append(func.namespace)
             return func(*args, **(kwargs or {}))
 
     args = example(op, device)
     with Seen():
         current(op)(*args)
-    assert set(Seen.names) == {"aten"}
+    assert set(names) == {"aten"}
     if op not in ("qr", "embedding_bag"):
         batched = args[0][None].expand(2, *args[0].shape)
         torch.func.vmap(lambda x: current(op)(x, *args[1:]))(batched)
