@@ -12,7 +12,7 @@ from metalcore._errors import translate
 from metalcore._operators import check_tensors, needs_grad
 from torch import Tensor
 
-__all__ = ["fused_add_rmsnorm", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd"]
+__all__ = ["fused_add_rmsnorm", "fused_softmax", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd", "softmax_bwd"]
 
 
 def _no_grad(name: str, instead: str, *tensors: Optional[Tensor]) -> None:
@@ -59,3 +59,16 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, W: Optional[Tensor], eps:
     _no_grad("fused_add_rmsnorm", "fused_add_rmsnorm", input, residual, W)
     check_tensors("fused_add_rmsnorm", input=input, residual=residual, W=W)
     return tuple(_call(torch.ops.metalcore.add_rms_norm_fwd.default, input, residual, W, 1, eps))
+
+
+def fused_softmax(x: Tensor, dim: int) -> Tensor:
+    """Softmax over ``dim``; as :func:`metalcore.fused_softmax`."""
+    _no_grad("fused_softmax", "fused_softmax", x)
+    return metalcore.fused_softmax(x, dim)
+
+
+def softmax_bwd(probs: Tensor, d_probs: Tensor) -> Tensor:
+    """dx = probs (d_probs - sum of probs d_probs) over the last dimension: the gradient of softmax from its result."""
+    _no_grad("softmax_bwd", "fused_softmax", probs, d_probs)
+    check_tensors("softmax_bwd", probs=probs, d_probs=d_probs)
+    return _call(torch.ops.metalcore.softmax_bwd.default, probs, d_probs)

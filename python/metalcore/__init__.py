@@ -11,6 +11,7 @@ from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
+from .softmax import MetalSoftmax, fused_softmax
 
 __version__ = _version("metalcore")
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "FusedAddRMSNorm",
     "MetalAdamW",
     "MetalRMSNorm",
+    "MetalSoftmax",
     "RMSNormFunction",
     "config",
     "fused_add_rmsnorm",
+    "fused_softmax",
     "has_cuda_kernels",
     "has_metal_kernels",
     "qr",

@@ -79,6 +79,14 @@ def needs_grad(*tensors: "torch.Tensor | None") -> bool:
     return False
 
 
+def autocast_to_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as an operation takes it that autocast runs in float32: half types widened under autocast."""
+    if tensor.dtype in _HALVES and torch.is_autocast_enabled(tensor.device.type):
+        return tensor.float()
+    return tensor
+
+
+_HALVES = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

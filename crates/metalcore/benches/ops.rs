@@ -14,6 +14,8 @@ mod adamw;
 mod qr;
 #[path = "../src/ops/rms_norm/bench.rs"]
 mod rms_norm;
+#[path = "../src/ops/softmax/bench.rs"]
+mod softmax;
 
 /// Where the operations' own files put their calls.
 pub struct Bench {
@@ -61,6 +63,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, qr, rms_norm);
+    bench_all!(adamw, softmax, qr, rms_norm);
     bench.criterion.final_summary();
 }

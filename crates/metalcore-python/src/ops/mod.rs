@@ -3,11 +3,12 @@
 pub mod adamw;
 pub mod qr;
 pub mod rms_norm;
+pub mod softmax;
 
 use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
-const OPERATORS: &[&[Operator]] = &[qr::OPERATORS, rms_norm::OPERATORS];
+const OPERATORS: &[&[Operator]] = &[softmax::OPERATORS, qr::OPERATORS, rms_norm::OPERATORS];
 
 /// Every operator.
 pub fn all() -> impl Iterator<Item = &'static Operator> + Clone {

@@ -3,3 +3,4 @@
 pub mod adamw;
 pub mod qr;
 pub mod rms_norm;
+pub mod softmax;
