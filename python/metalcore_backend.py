@@ -12,7 +12,18 @@ from metalcore._errors import translate
 from metalcore._operators import check_tensors, needs_grad
 from torch import Tensor
 
-__all__ = ["fused_add_rmsnorm", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd", "rope_bwd", "rope_fwd", "rope_fwd_qk"]
+__all__ = [
+    "fused_add_rmsnorm",
+    "fused_softmax",
+    "qr",
+    "qr_batched",
+    "rmsnorm_bwd",
+    "rmsnorm_fwd",
+    "rope_bwd",
+    "rope_fwd",
+    "rope_fwd_qk",
+    "softmax_bwd",
+]
 
 
 def _no_grad(name: str, instead: str, *tensors: Optional[Tensor]) -> None:
@@ -78,3 +89,16 @@ def rope_fwd_qk(Q: Tensor, K: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor,
     """(Q', K') of Q (B, S, Hq, D) and K (B, S, Hk, D), in one launch; as :func:`metalcore.rope_fwd`."""
     _no_grad("rope_fwd_qk", "rope_fwd", Q, K, cos, sin)
     return metalcore.rope_fwd(Q, K, cos, sin)
+
+
+def fused_softmax(x: Tensor, dim: int) -> Tensor:
+    """Softmax over ``dim``; as :func:`metalcore.fused_softmax`."""
+    _no_grad("fused_softmax", "fused_softmax", x)
+    return metalcore.fused_softmax(x, dim)
+
+
+def softmax_bwd(probs: Tensor, d_probs: Tensor) -> Tensor:
+    """dx = probs (d_probs - sum of probs d_probs) over the last dimension: the gradient of softmax from its result."""
+    _no_grad("softmax_bwd", "fused_softmax", probs, d_probs)
+    check_tensors("softmax_bwd", probs=probs, d_probs=d_probs)
+    return _call(torch.ops.metalcore.softmax_bwd.default, probs, d_probs)

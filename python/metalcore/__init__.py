@@ -14,6 +14,7 @@ from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
 from .rope import RotaryEmbedding, apply_rotary_pos_emb, apply_rotary_pos_emb_single, rope_forward, rope_fwd
+from .softmax import MetalSoftmax, fused_softmax
 from .transformers_patch import (
     apply_to,
     patch_transformers_rmsnorm,
@@ -28,6 +29,7 @@ __all__ = [
     "FusedAddRMSNorm",
     "MetalAdamW",
     "MetalRMSNorm",
+    "MetalSoftmax",
     "RMSNormFunction",
     "RotaryEmbedding",
     "apply_rotary_pos_emb",
@@ -37,6 +39,7 @@ __all__ = [
     "disable_pytorch_overrides",
     "enable_pytorch_overrides",
     "fused_add_rmsnorm",
+    "fused_softmax",
     "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",

@@ -1,4 +1,4 @@
-"""What rms_norm, rope and adamw should give, with the bounds of the accuracy contract: plain formulas in float64 (long double for
+"""What the operations should give, with the bounds of the accuracy contract: plain formulas in float64 (long double for
 float64 tensors) on the values as they are stored.
 """
 
@@ -81,6 +81,31 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, ids: Tensor | None, unsqueeze_dim:
     y = np.concatenate([sum(first), sum(second)], -1)
     spread = np.concatenate([np.abs(a) + np.abs(b) for a, b in (first, second)], -1)
     return Bounded(y, rho(x.dtype) * np.abs(y) + 4 * working_roundoff(x.dtype) * spread)
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+
+def softmax(x: Tensor, dim: int) -> Bounded:
+    """p over one dimension. Below the smallest normal number a device may have none."""
+    values = exact(x)
+    if not values.size:
+        return Bounded(values, values)
+    distance = values.max(dim, keepdims=True) - values
+    terms = np.exp(-distance)
+    p = terms / terms.sum(dim, keepdims=True)
+    w = working_roundoff(x.dtype)
+    bound = (rho(x.dtype) + gamma(x.shape[dim], x.dtype) + w * distance) * p
+    return Bounded(p, bound + (0.0 if x.dtype == torch.float64 else 2.0**-126))
+
+
+def softmax_backward(p: Tensor, dp: Tensor, dim: int) -> Bounded:
+    """dx from p as it was returned."""
+    y, g = exact(p), exact(dp)
+    dx = y * (g - (y * g).sum(dim, keepdims=True))
+    size = np.abs(y * g) + np.abs(y) * np.abs(y * g).sum(dim, keepdims=True)
+    bound = rho(p.dtype) * np.abs(dx) + 2 * gamma(p.shape[dim], p.dtype) * size
+    return Bounded(dx, bound + (0.0 if p.dtype == torch.float64 else 2.0**-126))
 
 
 # --- adamw ----------------------------------------------------------------------------------------

@@ -63,6 +63,16 @@ def _rope(x):
     yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 2, 8), _like(x, 2, 3, 8), _like(x, 2, 3, 8), None, 2), {}
 
 
+def _softmax_fwd(x):
+    yield (_like(x, 3, 8),), {}
+    yield (_like(x, 8, 3).mT,), {}
+    yield (_like(x, 2, 0, 3),), {}
+
+
+def _softmax_bwd(x):
+    yield (_like(x, 3, 8).softmax(-1), _like(x, 3, 8)), {}
+
+
 def _adamw_(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "maximize": False}
@@ -84,6 +94,8 @@ SAMPLES = {
     "add_rms_norm_bwd": _add_rms_norm_bwd,
     "rope_fwd": _rope,
     "rope_bwd": _rope,
+    "softmax_fwd": _softmax_fwd,
+    "softmax_bwd": _softmax_bwd,
     "adamw_": _adamw_,
 }
 IN_PLACE = ("adamw_",)
@@ -133,7 +145,7 @@ def assert_fakes_are_like_results(name, device, dtype):
             wrapped = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args)
             fake = operator(*wrapped, **kwargs)
         meta = operator(*torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), args), **kwargs)
-        for got, want, other in zip(fake, real, meta):
+        for got, want, other in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (fake, real, meta))):
             assert (got.shape, got.stride(), got.dtype, got.device) == (want.shape, want.stride(), want.dtype, want.device)
             assert (other.shape, other.stride(), other.dtype) == (want.shape, want.stride(), want.dtype)
 
@@ -184,6 +196,10 @@ def call_rope(x):
     return metalcore.rope_fwd(q, x.unsqueeze(2), cos, sin)
 
 
+def call_softmax(x):
+    return metalcore.fused_softmax(x), metalcore.fused_softmax(x, 1) + x
+
+
 class Block(torch.nn.Module):
     """Both modules, as a transformer has them."""
 
@@ -202,6 +218,7 @@ CALLS = {
     "rms_norm": lambda: call_rms_norm,
     "fused_add_rmsnorm": lambda: call_residual,
     "rope": lambda: call_rope,
+    "softmax": lambda: call_softmax,
     "modules": lambda: Block(6),
 }
 

@@ -16,6 +16,8 @@ mod qr;
 mod rms_norm;
 #[path = "../src/ops/rope/bench.rs"]
 mod rope;
+#[path = "../src/ops/softmax/bench.rs"]
+mod softmax;
 
 /// Where the operations' own files put their calls.
 pub struct Bench {
@@ -63,6 +65,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm);
+    bench_all!(adamw, rope, qr, rms_norm, softmax);
     bench.criterion.final_summary();
 }

@@ -4,11 +4,12 @@ pub mod adamw;
 pub mod qr;
 pub mod rms_norm;
 pub mod rope;
+pub mod softmax;
 
 use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
-const OPERATORS: &[&[Operator]] = &[qr::OPERATORS, rms_norm::OPERATORS, rope::OPERATORS];
+const OPERATORS: &[&[Operator]] = &[qr::OPERATORS, rms_norm::OPERATORS, rope::OPERATORS, softmax::OPERATORS];
 
 /// Every operator.
 pub fn all() -> impl Iterator<Item = &'static Operator> + Clone {

@@ -4,3 +4,4 @@ pub mod adamw;
 pub mod qr;
 pub mod rms_norm;
 pub mod rope;
+pub mod softmax;

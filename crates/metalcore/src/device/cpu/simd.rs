@@ -4,9 +4,11 @@
 //! processor has (AVX-512, AVX2 with FMA, NEON, or one element at a time). [`Real`] names the vector operations once
 //! for float32 and float64. Products and sums written `mul_add` are fused where the processor can.
 
+mod exp;
 mod storage;
 pub mod stream;
 
+pub use exp::{ExpConstants, exp_negative};
 use pulp::bytemuck::Pod;
 pub use pulp::{Simd, WithSimd};
 pub use storage::Storage;
@@ -27,6 +29,7 @@ const MOST_LANES: usize = 16;
 /// A type to compute in: float32 or float64.
 pub trait Real:
     Storage<Compute = Self>
+    + ExpConstants
     + Pod
     + Default
     + PartialOrd
