@@ -12,7 +12,7 @@ from metalcore._errors import translate
 from metalcore._operators import check_tensors, needs_grad
 from torch import Tensor
 
-__all__ = ["fused_add_rmsnorm", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd"]
+__all__ = ["cross_entropy_fwd", "fused_add_rmsnorm", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd"]
 
 
 def _no_grad(name: str, instead: str, *tensors: Optional[Tensor]) -> None:
@@ -59,3 +59,9 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, W: Optional[Tensor], eps:
     _no_grad("fused_add_rmsnorm", "fused_add_rmsnorm", input, residual, W)
     check_tensors("fused_add_rmsnorm", input=input, residual=residual, W=W)
     return tuple(_call(torch.ops.metalcore.add_rms_norm_fwd.default, input, residual, W, 1, eps))
+
+
+def cross_entropy_fwd(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """Loss of each row of logits (..., V), float32 (float64 for float64); 0 where the target is ignore_index."""
+    _no_grad("cross_entropy_fwd", "cross_entropy", logits)
+    return metalcore.cross_entropy(logits, targets, ignore_index, 0.0, "none")

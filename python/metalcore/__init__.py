@@ -7,8 +7,10 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
+from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
+from .cross_entropy import cross_entropy
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
 
@@ -20,7 +22,9 @@ __all__ = [
     "MetalRMSNorm",
     "RMSNormFunction",
     "config",
+    "cross_entropy",
     "fused_add_rmsnorm",
+    "fused_linear_cross_entropy",
     "has_cuda_kernels",
     "has_metal_kernels",
     "qr",

@@ -55,6 +55,41 @@ def _add_rms_norm_bwd(x):
         yield (_like(x, 3, 8), _like(x, 3, 8), h, weight, _rstd(h), 1), {}
 
 
+def _losses(x, smoothing=0.1):
+    targets = torch.tensor([1, -100, 3], device=x.device)
+    for reduction in (0, 1, 2):
+        yield _like(x, 3, 8), targets, (-100, smoothing, reduction)
+
+
+def _cross_entropy_fwd(x):
+    for logits, targets, options in _losses(x):
+        yield (logits, targets, *options), {}
+
+
+def _cross_entropy_bwd(x):
+    for logits, targets, options in _losses(x):
+        loss, lse, count = ops.cross_entropy_fwd(logits, targets, *options)
+        yield (torch.ones_like(loss), logits, targets, lse, count, *options), {}
+
+
+def _cross_entropy_bwd_(x):
+    for logits, targets, options in _losses(x):
+        loss, lse, _ = ops.cross_entropy_fwd(logits, targets, *options[:2], 0)
+        yield (logits, torch.ones_like(loss), targets, lse, *options[:2]), {}
+
+
+def _linear_cross_entropy_fwd(x):
+    for hidden, targets, options in _losses(x):
+        for grads, bias in ((0, None), (7, _like(x, 5))):
+            yield (hidden, _like(x, 5, 8), targets, bias, *options, 2, grads), {}
+
+
+def _linear_cross_entropy_bwd(x):
+    for hidden, targets, options in _losses(x):
+        grad = _like(x, 3).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        yield (grad, hidden, _like(x, 5, 8), targets, _like(x, 5), *options[:2], 2, 7), {}
+
+
 def _adamw_(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "maximize": False}
@@ -74,9 +109,14 @@ SAMPLES = {
     "rms_norm_bwd": _rms_norm_bwd,
     "add_rms_norm_fwd": _add_rms_norm_fwd,
     "add_rms_norm_bwd": _add_rms_norm_bwd,
+    "cross_entropy_fwd": _cross_entropy_fwd,
+    "cross_entropy_bwd": _cross_entropy_bwd,
+    "cross_entropy_bwd_": _cross_entropy_bwd_,
+    "linear_cross_entropy_fwd": _linear_cross_entropy_fwd,
+    "linear_cross_entropy_bwd": _linear_cross_entropy_bwd,
     "adamw_": _adamw_,
 }
-IN_PLACE = ("adamw_",)
+IN_PLACE = ("adamw_", "cross_entropy_bwd_")
 
 
 def samples(name, device, dtype):
@@ -85,7 +125,9 @@ def samples(name, device, dtype):
 
 
 def leaves(value):
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone().requires_grad_(), value)
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), value
+    )
 
 
 # --- operators ------------------------------------------------------------------------------------

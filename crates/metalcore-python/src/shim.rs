@@ -6,7 +6,7 @@ use crate::operator::Operator;
 use crate::throw::Thrower;
 use libloading::Library;
 use metalcore::device::cpu::Threads;
-use metalcore::{DType, Error, Result};
+use metalcore::{DType, Error, Index, Result};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -307,6 +307,14 @@ impl<'a> Peek<'a> {
             _ => None,
         }
     }
+    /// Type of indices, if it is one of ours.
+    pub fn index(&self) -> Option<Index> {
+        match self.number(get().dtype) {
+            I32 => Some(Index::I32),
+            I64 => Some(Index::I64),
+            _ => None,
+        }
+    }
     /// Device type and index.
     pub fn device(&self) -> (i32, i32) {
         (self.number(get().device_type), self.number(get().device_index))
@@ -373,6 +381,8 @@ pub struct Description {
 }
 
 /// Codes of `c10::ScalarType`.
+const I32: i32 = 3;
+const I64: i32 = 4;
 const F16: i32 = 5;
 const F32: i32 = 6;
 const F64: i32 = 7;

@@ -10,6 +10,8 @@ use metalcore::{Element, Result};
 
 #[path = "../src/ops/adamw/bench.rs"]
 mod adamw;
+#[path = "../src/ops/cross_entropy/bench.rs"]
+mod cross_entropy;
 #[path = "../src/ops/qr/bench.rs"]
 mod qr;
 #[path = "../src/ops/rms_norm/bench.rs"]
@@ -61,6 +63,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, qr, rms_norm);
+    bench_all!(adamw, cross_entropy, qr, rms_norm);
     bench.criterion.final_summary();
 }

@@ -1,13 +1,14 @@
 //! One file per operation: its operators, written once over `Host`.
 
 pub mod adamw;
+pub mod cross_entropy;
 pub mod qr;
 pub mod rms_norm;
 
 use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
-const OPERATORS: &[&[Operator]] = &[qr::OPERATORS, rms_norm::OPERATORS];
+const OPERATORS: &[&[Operator]] = &[cross_entropy::OPERATORS, qr::OPERATORS, rms_norm::OPERATORS];
 
 /// Every operator.
 pub fn all() -> impl Iterator<Item = &'static Operator> + Clone {

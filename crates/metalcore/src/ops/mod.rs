@@ -1,5 +1,6 @@
 //! The operations, one folder each.
 
 pub mod adamw;
+pub mod cross_entropy;
 pub mod qr;
 pub mod rms_norm;

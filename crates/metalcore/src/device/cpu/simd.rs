@@ -4,6 +4,7 @@
 //! processor has (AVX-512, AVX2 with FMA, NEON, or one element at a time). [`Real`] names the vector operations once
 //! for float32 and float64. Products and sums written `mul_add` are fused where the processor can.
 
+mod exp;
 mod storage;
 pub mod stream;
 
@@ -107,6 +108,8 @@ pub trait Real:
     fn neg_mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     /// Square root of each lane, correctly rounded.
     fn vsqrt<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
+    /// e to the power of each lane; 0 where that would be subnormal.
+    fn vexp<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// Magnitude of each lane.
     fn vabs<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// The magnitude of `a` with the sign opposite to that of `b`.
@@ -189,6 +192,10 @@ macro_rules! real {
             #[inline(always)]
             fn put<G: Storage>(self) -> G {
                 G::$put(self)
+            }
+            #[inline(always)]
+            fn vexp<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
+                exp::$t(simd, a)
             }
             #[inline(always)]
             fn lanes<S: Simd>() -> usize {
