@@ -7,6 +7,7 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
+from ._kl_div import kl_div, kl_div_topk
 from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
@@ -27,6 +28,8 @@ __all__ = [
     "fused_linear_cross_entropy",
     "has_cuda_kernels",
     "has_metal_kernels",
+    "kl_div",
+    "kl_div_topk",
     "qr",
     "qr_batched",
     "rms_norm",

@@ -90,6 +90,25 @@ def _linear_cross_entropy_bwd(x):
         yield (grad, hidden, _like(x, 5, 8), targets, _like(x, 5), *options[:2], 2, 7), {}
 
 
+def _kl_div_fwd(x):
+    yield (_like(x, 3, 8).log_softmax(-1), _like(x, 3, 8).log_softmax(-1)), {}
+
+
+def _kl_div_bwd(x):
+    for args, _ in _kl_div_fwd(x):
+        yield (ops.kl_div_fwd(*args), *args), {}
+
+
+def _kl_div_topk_fwd(x):
+    for args, _ in _kl_div_fwd(x):
+        yield (*args, torch.tensor([[0, 3], [1, 1], [7, 2]], device=x.device), 2), {}
+
+
+def _kl_div_topk_bwd(x):
+    for args, _ in _kl_div_topk_fwd(x):
+        yield (ops.kl_div_topk_fwd(*args), *args), {}
+
+
 def _adamw_(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "maximize": False}
@@ -114,6 +133,10 @@ SAMPLES = {
     "cross_entropy_bwd_": _cross_entropy_bwd_,
     "linear_cross_entropy_fwd": _linear_cross_entropy_fwd,
     "linear_cross_entropy_bwd": _linear_cross_entropy_bwd,
+    "kl_div_fwd": _kl_div_fwd,
+    "kl_div_bwd": _kl_div_bwd,
+    "kl_div_topk_fwd": _kl_div_topk_fwd,
+    "kl_div_topk_bwd": _kl_div_topk_bwd,
     "adamw_": _adamw_,
 }
 IN_PLACE = ("adamw_", "cross_entropy_bwd_")

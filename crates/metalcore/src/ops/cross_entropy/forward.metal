@@ -32,7 +32,9 @@ G_KERNEL(cross_entropy_fwd, CE_THREADS, IN(0, CE_T, logits), IN(1, CE_I, targets
   const gk_i64 base = gk_i64(row) * p.cols;
   real m = -GK_HUGE;
   real s = 0.0f;
+#if CE_SMOOTH
   real total = 0.0f;
+#endif
   for (uint tile = 0; tile < p.cols; tile += CE_TPR * CE_E) {
     real x[CE_E];
     real top = m;
