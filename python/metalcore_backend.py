@@ -13,8 +13,11 @@ from metalcore._operators import check_tensors, needs_grad
 from torch import Tensor
 
 __all__ = [
+    "cross_entropy_fwd",
     "fused_add_rmsnorm",
     "fused_softmax",
+    "kl_div_fwd",
+    "kl_div_topk_fwd",
     "qr",
     "qr_batched",
     "rmsnorm_bwd",
@@ -102,3 +105,21 @@ def softmax_bwd(probs: Tensor, d_probs: Tensor) -> Tensor:
     _no_grad("softmax_bwd", "fused_softmax", probs, d_probs)
     check_tensors("softmax_bwd", probs=probs, d_probs=d_probs)
     return _call(torch.ops.metalcore.softmax_bwd.default, probs, d_probs)
+
+
+def cross_entropy_fwd(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """Loss of each row of logits (..., V), float32 (float64 for float64); 0 where the target is ignore_index."""
+    _no_grad("cross_entropy_fwd", "cross_entropy", logits)
+    return metalcore.cross_entropy(logits, targets, ignore_index, 0.0, "none")
+
+
+def kl_div_fwd(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Sum over the last dimension of p (log p - log q), float32 (...) (float64 for float64); log_p is the teacher."""
+    _no_grad("kl_div_fwd", "kl_div", log_p, log_q)
+    return metalcore.kl_div(log_p, log_q, "none")
+
+
+def kl_div_topk_fwd(log_p: Tensor, log_q: Tensor, idx: Tensor, k: int) -> Tensor:
+    """The same over the classes in the first k columns of idx (..., at least k)."""
+    _no_grad("kl_div_topk_fwd", "kl_div_topk", log_p, log_q)
+    return metalcore.kl_div_topk(log_p, log_q, idx, k, "none")

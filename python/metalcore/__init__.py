@@ -7,9 +7,12 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
+from ._kl_div import kl_div, kl_div_topk
+from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
+from .cross_entropy import cross_entropy
 from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
@@ -36,14 +39,18 @@ __all__ = [
     "apply_rotary_pos_emb_single",
     "apply_to",
     "config",
+    "cross_entropy",
     "disable_pytorch_overrides",
     "enable_pytorch_overrides",
     "fused_add_rmsnorm",
+    "fused_linear_cross_entropy",
     "fused_softmax",
     "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",
     "is_patched",
+    "kl_div",
+    "kl_div_topk",
     "patch_comfy",
     "patch_transformers_rmsnorm",
     "patch_transformers_rope",

@@ -73,6 +73,60 @@ def _softmax_bwd(x):
     yield (_like(x, 3, 8).softmax(-1), _like(x, 3, 8)), {}
 
 
+def _losses(x, smoothing=0.1):
+    targets = torch.tensor([1, -100, 3], device=x.device)
+    for reduction in (0, 1, 2):
+        yield _like(x, 3, 8), targets, (-100, smoothing, reduction)
+
+
+def _cross_entropy_fwd(x):
+    for logits, targets, options in _losses(x):
+        yield (logits, targets, *options), {}
+
+
+def _cross_entropy_bwd(x):
+    for logits, targets, options in _losses(x):
+        loss, lse, count = ops.cross_entropy_fwd(logits, targets, *options)
+        yield (torch.ones_like(loss), logits, targets, lse, count, *options), {}
+
+
+def _cross_entropy_bwd_(x):
+    for logits, targets, options in _losses(x):
+        loss, lse, _ = ops.cross_entropy_fwd(logits, targets, *options[:2], 0)
+        yield (logits, torch.ones_like(loss), targets, lse, *options[:2]), {}
+
+
+def _linear_cross_entropy_fwd(x):
+    for hidden, targets, options in _losses(x):
+        for grads, bias in ((0, None), (7, _like(x, 5))):
+            yield (hidden, _like(x, 5, 8), targets, bias, *options, 2, grads), {}
+
+
+def _linear_cross_entropy_bwd(x):
+    for hidden, targets, options in _losses(x):
+        grad = _like(x, 3).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        yield (grad, hidden, _like(x, 5, 8), targets, _like(x, 5), *options[:2], 2, 7), {}
+
+
+def _kl_div_fwd(x):
+    yield (_like(x, 3, 8).log_softmax(-1), _like(x, 3, 8).log_softmax(-1)), {}
+
+
+def _kl_div_bwd(x):
+    for args, _ in _kl_div_fwd(x):
+        yield (ops.kl_div_fwd(*args), *args), {}
+
+
+def _kl_div_topk_fwd(x):
+    for args, _ in _kl_div_fwd(x):
+        yield (*args, torch.tensor([[0, 3], [1, 1], [7, 2]], device=x.device), 2), {}
+
+
+def _kl_div_topk_bwd(x):
+    for args, _ in _kl_div_topk_fwd(x):
+        yield (ops.kl_div_topk_fwd(*args), *args), {}
+
+
 def _adamw_(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "maximize": False}
@@ -96,9 +150,18 @@ SAMPLES = {
     "rope_bwd": _rope,
     "softmax_fwd": _softmax_fwd,
     "softmax_bwd": _softmax_bwd,
+    "cross_entropy_fwd": _cross_entropy_fwd,
+    "cross_entropy_bwd": _cross_entropy_bwd,
+    "cross_entropy_bwd_": _cross_entropy_bwd_,
+    "linear_cross_entropy_fwd": _linear_cross_entropy_fwd,
+    "linear_cross_entropy_bwd": _linear_cross_entropy_bwd,
+    "kl_div_fwd": _kl_div_fwd,
+    "kl_div_bwd": _kl_div_bwd,
+    "kl_div_topk_fwd": _kl_div_topk_fwd,
+    "kl_div_topk_bwd": _kl_div_topk_bwd,
     "adamw_": _adamw_,
 }
-IN_PLACE = ("adamw_",)
+IN_PLACE = ("adamw_", "cross_entropy_bwd_")
 
 
 def samples(name, device, dtype):
@@ -111,6 +174,9 @@ def leaves(value):
         return t.detach().clone().requires_grad_() if t.is_floating_point() else t
 
     return torch.utils._pytree.tree_map_only(torch.Tensor, leaf, value)
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), value
+    )
 
 
 # --- operators ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 
 use crate::shim::{self, Tensor};
 use metalcore::device::{Device, cpu, cuda};
-use metalcore::{DType, Error, Result};
+use metalcore::{DType, Error, Index, Result};
 use std::sync::Arc;
 
 /// The buffer type of a host.
@@ -24,12 +24,14 @@ pub trait Host {
     fn strides(&self, tensor: &Self::Tensor) -> Vec<usize>;
     /// Element type, if it is one of ours.
     fn dtype(&self, tensor: &Self::Tensor) -> Option<DType>;
-    /// Bytes of an element of int32 or int64.
-    fn integer_bytes(&self, tensor: &Self::Tensor) -> Option<usize>;
+    /// Type of indices, if it is one of ours.
+    fn index(&self, tensor: &Self::Tensor) -> Option<Index>;
     /// Its memory from its first element to its last, while the tensor lives.
     fn buffer(&self, tensor: &Self::Tensor) -> BufferOf<Self>;
     /// An uninitialised tensor.
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Self::Tensor>;
+    /// Whether rows follow each other without gaps.
+    fn is_contiguous(&self, tensor: &Self::Tensor) -> bool;
     /// The tensor itself if it is contiguous, else a copy.
     fn contiguous(&self, tensor: Self::Tensor) -> Result<Self::Tensor>;
 
@@ -45,12 +47,10 @@ pub trait Host {
         Err(Error::Argument { op, argument, got, expected })
     }
 
-    /// Bytes of an index of int32 or int64, or a TypeError.
-    fn index_bytes(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<usize> {
-        self.integer_bytes(tensor).ok_or_else(|| {
-            let (got, expected) = ("another one".to_owned(), "int32 or int64".to_owned());
-            Error::DType { op, argument, got, expected }
-        })
+    /// Type of indices, or a TypeError.
+    fn known_index(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<Index> {
+        let (got, expected) = ("another one".to_owned(), "int32 or int64".to_owned());
+        self.index(tensor).ok_or(Error::DType { op, argument, got, expected })
     }
 
     /// Element type, or a TypeError.
@@ -136,12 +136,13 @@ impl<D: Foreign> Host for Shim<D> {
     fn dtype(&self, tensor: &Tensor) -> Option<DType> {
         tensor.peek().dtype()
     }
-    fn integer_bytes(&self, tensor: &Tensor) -> Option<usize> {
-        tensor.peek().integer_bytes()
+    fn index(&self, tensor: &Tensor) -> Option<Index> {
+        tensor.peek().index()
     }
     fn buffer(&self, tensor: &Tensor) -> D::Buffer {
         let peek = tensor.peek();
-        let bytes = peek.span() * peek.dtype().map(DType::size).or(peek.integer_bytes()).unwrap_or(1);
+        let size = peek.dtype().map(DType::size).or_else(|| peek.index().map(Index::size));
+        let bytes = peek.span() * size.unwrap_or(1);
         // SAFETY: the tensor outlives the buffer; on a GPU torch frees memory in stream order.
         unsafe { D::foreign(peek.address(), bytes) }
     }
@@ -150,6 +151,9 @@ impl<D: Foreign> Host for Shim<D> {
     }
     fn is_here(&self, tensor: &Tensor) -> bool {
         tensor.peek().device() == self.place
+    }
+    fn is_contiguous(&self, tensor: &Tensor) -> bool {
+        tensor.peek().is_contiguous()
     }
     fn contiguous(&self, tensor: Tensor) -> Result<Tensor> {
         // Aligned as torch allocates: another form of a kernel may sum in another order, and a view gives the same bits.

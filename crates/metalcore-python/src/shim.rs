@@ -6,7 +6,7 @@ use crate::operator::Operator;
 use crate::throw::Thrower;
 use libloading::Library;
 use metalcore::device::cpu::Threads;
-use metalcore::{DType, Error, Result};
+use metalcore::{DType, Error, Index, Result};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -313,14 +313,6 @@ impl<'a> Peek<'a> {
             None => self.numel(),
         }
     }
-    /// Bytes of an element of int32 or int64.
-    pub fn integer_bytes(&self) -> Option<usize> {
-        match self.number(get().dtype) {
-            I32 => Some(4),
-            I64 => Some(8),
-            _ => None,
-        }
-    }
     /// Element type, if it is one of ours.
     pub fn dtype(&self) -> Option<DType> {
         match self.number(get().dtype) {
@@ -328,6 +320,14 @@ impl<'a> Peek<'a> {
             F32 => Some(DType::F32),
             F64 => Some(DType::F64),
             BF16 => Some(DType::BF16),
+            _ => None,
+        }
+    }
+    /// Type of indices, if it is one of ours.
+    pub fn index(&self) -> Option<Index> {
+        match self.number(get().dtype) {
+            I32 => Some(Index::I32),
+            I64 => Some(Index::I64),
             _ => None,
         }
     }

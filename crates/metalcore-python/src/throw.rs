@@ -58,8 +58,8 @@ impl Thrower {
 pub fn class(error: &Error) -> &'static str {
     match error {
         Error::Argument { .. } => "ValueError",
-        Error::Index { .. } => "IndexError",
         Error::DType { .. } => "TypeError",
+        Error::Index { .. } => "IndexError",
         Error::Unsupported { .. } => "NotImplementedError",
         Error::Device { .. } | Error::OutOfMemory { .. } => "RuntimeError",
     }

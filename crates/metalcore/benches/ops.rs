@@ -10,6 +10,8 @@ use metalcore::{Element, Result};
 
 #[path = "../src/ops/adamw/bench.rs"]
 mod adamw;
+#[path = "../src/ops/cross_entropy/bench.rs"]
+mod cross_entropy;
 #[path = "../src/ops/qr/bench.rs"]
 mod qr;
 #[path = "../src/ops/rms_norm/bench.rs"]
@@ -65,6 +67,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm, softmax);
+    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy);
     bench.criterion.final_summary();
 }

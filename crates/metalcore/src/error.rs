@@ -27,8 +27,8 @@ pub enum Error {
         /// What is allowed.
         expected: String,
     },
-    /// An index that is not there.
-    #[error("{op}: {argument}: got {got}, expected an index from 0 to below {size}")]
+    /// An index outside a tensor.
+    #[error("{op}: {argument}: got index {got}, expected {expected}")]
     Index {
         /// The operation.
         op: &'static str,
@@ -36,8 +36,8 @@ pub enum Error {
         argument: &'static str,
         /// What came.
         got: i64,
-        /// How many there are.
-        size: usize,
+        /// What is allowed.
+        expected: String,
     },
     /// A combination that is not built.
     #[error("{op}: {reason}")]

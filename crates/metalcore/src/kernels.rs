@@ -60,8 +60,13 @@ impl Unit {
 
 /// All of them.
 pub fn all() -> Vec<Unit> {
-    [ops::qr::units(), ops::rope::units(), ops::rms_norm::units(), ops::adamw::units(), ops::softmax::units()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let units = [
+        ops::adamw::units(),
+        ops::cross_entropy::units(),
+        ops::qr::units(),
+        ops::rms_norm::units(),
+        ops::rope::units(),
+        ops::softmax::units(),
+    ];
+    units.into_iter().flatten().collect()
 }

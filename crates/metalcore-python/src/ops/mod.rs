@@ -1,6 +1,7 @@
 //! One file per operation: its operators, written once over `Host`.
 
 pub mod adamw;
+pub mod cross_entropy;
 pub mod qr;
 pub mod rms_norm;
 pub mod rope;
@@ -9,7 +10,8 @@ pub mod softmax;
 use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
-const OPERATORS: &[&[Operator]] = &[qr::OPERATORS, rms_norm::OPERATORS, rope::OPERATORS, softmax::OPERATORS];
+const OPERATORS: &[&[Operator]] =
+    &[qr::OPERATORS, rms_norm::OPERATORS, rope::OPERATORS, softmax::OPERATORS, cross_entropy::OPERATORS];
 
 /// Every operator.
 pub fn all() -> impl Iterator<Item = &'static Operator> + Clone {

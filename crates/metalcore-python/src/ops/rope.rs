@@ -89,13 +89,13 @@ where
         None => None,
         Some(ids) => {
             host.check_place(op, "position_ids", ids)?;
-            Some((host.shape(ids), host.index_bytes(op, "position_ids", ids)?))
+            Some((host.shape(ids), host.known_index(op, "position_ids", ids)?.size()))
         }
     };
     let problem = Rope::new(
         Operand { shape: &q_shape, strides: &q_strides, dtype },
         k.as_ref().map(|(_, shape, strides, dtype)| Operand { shape, strides, dtype: *dtype }),
-        ((&cos_shape, cos_dtype), (&sin_shape, sin_dtype)),
+        [(&cos_shape, cos_dtype), (&sin_shape, sin_dtype)],
         ids.as_ref().map(|(shape, bytes)| (&shape[..], *bytes)),
         layout,
         direction,

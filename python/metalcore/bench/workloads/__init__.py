@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import adamw, qr, rms_norm, rope, softmax
+from . import adamw, cross_entropy, qr, rms_norm, rope, softmax
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
+    Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
 GROUPS: dict[str, Sequence[str]] = {
-    "training": ("rmsnorm", "rope", "adamw"),
+    "training": ("rmsnorm", "rope", "softmax", "losses", "adamw"),
 }

@@ -8,7 +8,6 @@ mod exp;
 mod storage;
 pub mod stream;
 
-pub use exp::{ExpConstants, exp_negative};
 use pulp::bytemuck::Pod;
 pub use pulp::{Simd, WithSimd};
 pub use storage::Storage;
@@ -29,7 +28,6 @@ const MOST_LANES: usize = 16;
 /// A type to compute in: float32 or float64.
 pub trait Real:
     Storage<Compute = Self>
-    + ExpConstants
     + Pod
     + Default
     + PartialOrd
@@ -110,6 +108,8 @@ pub trait Real:
     fn neg_mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     /// Square root of each lane, correctly rounded.
     fn vsqrt<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
+    /// e to the power of each lane; 0 where that would be subnormal.
+    fn vexp<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// Magnitude of each lane.
     fn vabs<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// The magnitude of `a` with the sign opposite to that of `b`.
@@ -192,6 +192,10 @@ macro_rules! real {
             #[inline(always)]
             fn put<G: Storage>(self) -> G {
                 G::$put(self)
+            }
+            #[inline(always)]
+            fn vexp<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
+                exp::$t(simd, a)
             }
             #[inline(always)]
             fn lanes<S: Simd>() -> usize {

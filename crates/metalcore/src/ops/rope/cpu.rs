@@ -27,7 +27,7 @@ pub fn positions(problem: &Rope, ids: impl Iterator<Item = i64>) -> Result<Vec<u
             op: if problem.k.is_some() { "rope_fwd" } else { "rope_forward" },
             argument: "position_ids",
             got: id,
-            size: positions,
+            expected: format!("an index from 0 to below {positions}"),
         }),
     };
     ids.map(row).collect()

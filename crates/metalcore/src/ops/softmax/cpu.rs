@@ -2,7 +2,7 @@
 
 use crate::device::cpu::Threads;
 use crate::device::cpu::rows::block_sum;
-use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, exp_negative, stream};
+use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
 use crate::dtype::Element;
 
 /// Elements that a thread takes at a time: more work than the taking.
@@ -80,7 +80,7 @@ fn exponentials<T: Storage, S: Simd>(simd: S, x: &[T], largest: T::Compute, term
     let largest = T::Compute::splat(simd, largest);
     let rest = x.len() / lanes * lanes..;
     let last = T::Compute::vsub(simd, T::Compute::load_part(simd, &x[rest.clone()]), largest);
-    T::Compute::store_part(simd, exp_negative::<T::Compute, S>(simd, last), &mut terms[rest.clone()]);
+    T::Compute::store_part(simd, T::Compute::vexp(simd, last), &mut terms[rest.clone()]);
     let first = T::Compute::load_part(simd, &terms[rest]);
     block_sum::<T::Compute, S>(
         simd,
@@ -90,7 +90,7 @@ fn exponentials<T: Storage, S: Simd>(simd: S, x: &[T], largest: T::Compute, term
         |j, sum| {
             let at = j * lanes..(j + 1) * lanes;
             let shifted = T::Compute::vsub(simd, T::Compute::load(simd, &x[at.clone()]), largest);
-            let term = exp_negative::<T::Compute, S>(simd, shifted);
+            let term = T::Compute::vexp(simd, shifted);
             T::Compute::store(simd, term, &mut terms[at]);
             T::Compute::vadd(simd, sum, term)
         },
