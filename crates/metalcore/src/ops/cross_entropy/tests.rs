@@ -29,7 +29,7 @@ fn check<T: Element, C: Element, D: Run<Forward> + Run<Backward>>(device: &D, ro
     let values: Vec<T> = (0..rows * cols).map(|_| T::from_f64(4.0 * random.normal())).collect();
     let targets: Vec<i64> =
         (0..rows).map(|row| if row % 3 == 1 { IGNORE } else { (row * 7919 % cols) as i64 }).collect();
-    let index = if cols % 2 == 0 { Index::I32 } else { Index::I64 };
+    let index = if cols.is_multiple_of(2) { Index::I32 } else { Index::I64 };
     let logits = Tensor::from_slice(device, &values, &[rows, cols]).unwrap();
     let buffer = upload(device, &targets, index);
     let found = cross_entropy(logits.view(), (&buffer, index), IGNORE, eps, Reduction::None).unwrap();

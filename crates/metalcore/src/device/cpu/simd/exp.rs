@@ -8,8 +8,7 @@ const SHIFT_F32: f32 = 12_582_912.0 + 127.0;
 const SHIFT_F64: f64 = 6_755_399_441_055_744.0 + 1023.0;
 
 /// (e^r - 1 - r) / r^2, highest power first (Cephes, expf).
-const POLYNOMIAL_F32: [f32; 6] =
-    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_5e-2, 1.666_666_5e-1, 0.5];
+const POLYNOMIAL_F32: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_5e-2, 1.666_666_5e-1, 0.5];
 /// Inverse factorials of 13 to 2.
 const POLYNOMIAL_F64: [f64; 12] = [
     1.0 / 6_227_020_800.0,
