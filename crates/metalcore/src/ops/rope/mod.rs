@@ -160,7 +160,7 @@ impl Rope {
     pub fn new(
         q: Operand<'_>,
         k: Option<Operand<'_>>,
-        (cos, sin): ((&[usize], DType), (&[usize], DType)),
+        [cos, sin]: [(&[usize], DType); 2],
         ids: Option<(&[usize], usize)>,
         layout: Layout,
         direction: Direction,
@@ -335,7 +335,7 @@ pub fn rope<D: Run<Rope>>(
     let problem = Rope::new(
         Operand { shape: q.shape, strides: &q_strides, dtype: q.dtype },
         k.map(|k| Operand { shape: k.shape, strides: &k_strides, dtype: k.dtype }),
-        ((cos.shape, cos.dtype), (sin.shape, sin.dtype)),
+        [(cos.shape, cos.dtype), (sin.shape, sin.dtype)],
         None,
         layout,
         direction,
