@@ -168,7 +168,7 @@ def test_transposed_and_sliced_projections_give_the_bits_of_their_copies(device,
     found = metalcore.rope_fwd(q, k, cos, sin, unsqueeze_dim=1)
     assert_fresh(found, (qkv, cos, sin))
     assert all(same_bits(*pair) for pair in zip(found, expected))
-    for one, _copied in zip((q[:, :1].expand(b, hq, s, d), k[:1].expand(3, hk, s, d)), (True, False)):
+    for one in (q[:, :1].expand(b, hq, s, d), k[:1].expand(3, hk, s, d)):
         assert same_bits(
             metalcore.rope_forward(one, cos, sin, unsqueeze_dim=1),
             metalcore.rope_forward(one.contiguous(), cos, sin, unsqueeze_dim=1),
@@ -188,7 +188,7 @@ def test_both_layouts_and_both_widths_of_tables_give_the_same_bits(device, dtype
 
 
 def test_a_head_that_is_not_finite_touches_no_other(device, dtype):
-    q, _k, cos, sin = make((1, 4, 5, 1, 16), 2, device, dtype)
+    q, _, cos, sin = make((1, 4, 5, 1, 16), 2, device, dtype)
     clean = metalcore.rope_forward(q, cos, sin)
     for bad in (float("nan"), float("inf")):
         spoiled = q.clone()
@@ -248,10 +248,8 @@ def test_tables_have_no_gradient_and_say_so(device):
 @pytest.mark.parametrize("dims", [(0, 0, None, None), (2, None, None, None), (None, 1, None, None), (0, 0, 0, 0)], ids=str)
 @pytest.mark.dtypes(torch.float32)
 def test_vmap_is_a_loop(device, dtype, dims):
-    batched = [
-        next(t.movedim(0, d) if d else t for t in [torch.stack(parts)]) if d is not None else parts[0]
-        for d, parts in zip(dims, zip(*(make((2, 3, 4, 2, 8), 2, device, dtype) for _ in range(3))))
-    ]
+    items = list(zip(*(make((2, 3, 4, 2, 8), 2, device, dtype) for _ in range(3))))
+    batched = [parts[0] if d is None else torch.stack(parts, d) for d, parts in zip(dims, items)]
     part = lambda t, d, i: t if d is None else t.select(d, i)  # noqa: E731
     mapped = torch.func.vmap(metalcore.rope_fwd, in_dims=dims)(*batched)
     loop = [metalcore.rope_fwd(*(part(t, d, i) for t, d in zip(batched, dims))) for i in range(3)]

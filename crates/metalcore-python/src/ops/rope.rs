@@ -42,19 +42,28 @@ where
     rope(host, (q, k), [cos, sin], position_ids, unsqueeze_dim, Direction::Backward)
 }
 
-/// Sizes, strides and type of a tensor whose heads are read in place; those that are not contiguous are copied.
-fn heads<H: Host>(
-    host: &H,
-    op: &'static str,
-    argument: &'static str,
-    tensor: H::Tensor,
-) -> Result<(H::Tensor, Vec<usize>, Vec<usize>, DType)> {
-    host.check_place(op, argument, &tensor)?;
-    let dtype = host.known_dtype(op, argument, &tensor)?;
-    let neighbours = host.strides(&tensor).last() == Some(&1) || host.shape(&tensor).last() == Some(&1);
-    let tensor = if neighbours { tensor } else { host.contiguous(tensor)? };
-    let (shape, strides) = (host.shape(&tensor), host.strides(&tensor));
-    Ok((tensor, shape, strides, dtype))
+/// q or k, whose heads are read in place.
+struct Heads<T> {
+    tensor: T,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+    dtype: DType,
+}
+
+impl<T> Heads<T> {
+    /// Copies a tensor if the elements of a head are not neighbours.
+    fn new<H: Host<Tensor = T>>(host: &H, op: &'static str, argument: &'static str, tensor: T) -> Result<Heads<T>> {
+        host.check_place(op, argument, &tensor)?;
+        let dtype = host.known_dtype(op, argument, &tensor)?;
+        let shape = host.shape(&tensor);
+        let neighbours = host.strides(&tensor).last() == Some(&1) || shape.last() == Some(&1);
+        let tensor = if neighbours { tensor } else { host.contiguous(tensor)? };
+        Ok(Heads { strides: host.strides(&tensor), tensor, shape, dtype })
+    }
+
+    fn operand(&self) -> Operand<'_> {
+        Operand { shape: &self.shape, strides: &self.strides, dtype: self.dtype }
+    }
 }
 
 fn rope<H: Host>(
@@ -77,8 +86,8 @@ where
             return Err(Error::Argument { op, argument: "unsqueeze_dim", got, expected });
         }
     };
-    let (q, q_shape, q_strides, dtype) = heads(host, op, first, q)?;
-    let k = k.map(|k| heads(host, op, "k", k)).transpose()?;
+    let q = Heads::new(host, op, first, q)?;
+    let k = k.map(|k| Heads::new(host, op, "k", k)).transpose()?;
     for (argument, tensor) in ["cos", "sin"].into_iter().zip(&tables) {
         host.check_place(op, argument, tensor)?;
     }
@@ -93,8 +102,8 @@ where
         }
     };
     let problem = Rope::new(
-        Operand { shape: &q_shape, strides: &q_strides, dtype },
-        k.as_ref().map(|(_, shape, strides, dtype)| Operand { shape, strides, dtype: *dtype }),
+        q.operand(),
+        k.as_ref().map(Heads::operand),
         [(&cos_shape, cos_dtype), (&sin_shape, sin_dtype)],
         ids.as_ref().map(|(shape, bytes)| (&shape[..], *bytes)),
         layout,
@@ -102,11 +111,11 @@ where
     )?;
     let (cos, sin) = (host.contiguous(cos)?, host.contiguous(sin)?);
     let position_ids = position_ids.map(|ids| host.contiguous(ids)).transpose()?;
-    let q_out = host.empty(&q_shape, dtype)?;
-    let k_out = host.empty(k.as_ref().map_or(&[0], |(_, shape, ..)| &shape[..]), dtype)?;
+    let q_out = host.empty(&q.shape, q.dtype)?;
+    let k_out = host.empty(k.as_ref().map_or(&[0], |k| &k.shape[..]), q.dtype)?;
     let [q_buffer, cos_buffer, sin_buffer, q_out_buffer, k_out_buffer] =
-        [&q, &cos, &sin, &q_out, &k_out].map(|tensor| host.buffer(tensor));
-    let k_buffer = k.as_ref().map(|(k, ..)| host.buffer(k));
+        [&q.tensor, &cos, &sin, &q_out, &k_out].map(|tensor| host.buffer(tensor));
+    let k_buffer = k.as_ref().map(|k| host.buffer(&k.tensor));
     let ids_buffer = position_ids.as_ref().map(|ids| host.buffer(ids));
     let args = Args {
         q: &q_buffer,

@@ -93,7 +93,7 @@ def cases(context: Context) -> Iterator[Case]:
 
 def build(context: Context, shape: Shape, dtype: torch.dtype, unsqueeze_dim: int, backward: bool) -> Row:
     """Buffers (rotated where they would stay in a cache), our call, the peers' calls."""
-    batch, q_heads, _k_heads, seq, width = shape
+    batch, q_heads, _, seq, width = shape
     size = batch * q_heads * seq * width * dtype.itemsize
     copies = copies_needed(size, (2 + 2 * backward) * size, context.profile.cache_bytes)
     buffers = make_buffers(context.device, shape, dtype, unsqueeze_dim, backward, copies)

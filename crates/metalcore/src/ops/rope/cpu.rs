@@ -89,7 +89,7 @@ impl<T: Storage, W: Storage> WithSimd for &mut Rows<'_, T, W> {
             let at = b * strides.batch + s * strides.position + h * strides.head;
             let position = self.positions.map_or(s, |positions| positions[b * ids_batch + s]);
             let row = (b * table_batch + position) * row_width;
-            let [cos, sin] = [self.cos, self.sin].map(|table| &table[row..row + row_width]);
+            let (cos, sin) = (&self.cos[row..row + row_width], &self.sin[row..row + row_width]);
             let (y1, y2) = y.split_at_mut(half);
             let angles = Angles { cos, sin, second: row_width - half, direction: self.problem.direction };
             rotate::<T, W, S>(simd, &self.x[at..at + width], y1, y2, &angles, self.streamed);
@@ -114,7 +114,7 @@ struct Angles<'a, W> {
     direction: Direction,
 }
 
-/// One head.
+/// One head. Loads stand one by one: inside `array::map` they would be compiled without the vectors.
 #[inline(always)]
 fn rotate<T: Storage, W: Storage, S: Simd>(
     simd: S,
@@ -132,15 +132,14 @@ fn rotate<T: Storage, W: Storage, S: Simd>(
     let mut first = 0;
     while first + lanes <= half {
         let at = first..first + lanes;
-        let [x1, x2] = [x1, x2].map(
-            #[inline(always)]
-            |x| T::Compute::load(simd, &x[at.clone()]),
-        );
-        let [c1, c2, s1, s2] = [c1, c2, s1, s2].map(
-            #[inline(always)]
-            |t| T::Compute::load(simd, &t[at.clone()]),
-        );
-        let (a, b) = pair::<T::Compute, S>(simd, [x1, x2], [c1, c2], [s1, s2], angles.direction);
+        let x = (T::Compute::load(simd, &x1[at.clone()]), T::Compute::load(simd, &x2[at.clone()]));
+        let (c, s) = (T::Compute::load(simd, &c1[at.clone()]), T::Compute::load(simd, &s1[at.clone()]));
+        let (other_c, other_s) = if angles.second == 0 {
+            (c, s)
+        } else {
+            (T::Compute::load(simd, &c2[at.clone()]), T::Compute::load(simd, &s2[at.clone()]))
+        };
+        let (a, b) = pair::<T::Compute, S>(simd, x, (c, other_c), (s, other_s), angles.direction);
         if streamed {
             stream::store::<T::Compute, S, T>(simd, a, &mut y1[at.clone()]);
             stream::store::<T::Compute, S, T>(simd, b, &mut y2[at]);
@@ -151,15 +150,10 @@ fn rotate<T: Storage, W: Storage, S: Simd>(
         first += lanes;
     }
     if first < half {
-        let [x1, x2] = [x1, x2].map(
-            #[inline(always)]
-            |x| T::Compute::load_part(simd, &x[first..]),
-        );
-        let [c1, c2, s1, s2] = [c1, c2, s1, s2].map(
-            #[inline(always)]
-            |t| T::Compute::load_part(simd, &t[first..]),
-        );
-        let (a, b) = pair::<T::Compute, S>(simd, [x1, x2], [c1, c2], [s1, s2], angles.direction);
+        let x = (T::Compute::load_part(simd, &x1[first..]), T::Compute::load_part(simd, &x2[first..]));
+        let c = (T::Compute::load_part(simd, &c1[first..]), T::Compute::load_part(simd, &c2[first..]));
+        let s = (T::Compute::load_part(simd, &s1[first..]), T::Compute::load_part(simd, &s2[first..]));
+        let (a, b) = pair::<T::Compute, S>(simd, x, c, s, angles.direction);
         T::Compute::store_part(simd, a, &mut y1[first..]);
         T::Compute::store_part(simd, b, &mut y2[first..]);
     }
@@ -169,9 +163,9 @@ fn rotate<T: Storage, W: Storage, S: Simd>(
 #[inline(always)]
 fn pair<C: Real, S: Simd>(
     simd: S,
-    [x1, x2]: [C::Vector<S>; 2],
-    [c1, c2]: [C::Vector<S>; 2],
-    [s1, s2]: [C::Vector<S>; 2],
+    (x1, x2): (C::Vector<S>, C::Vector<S>),
+    (c1, c2): (C::Vector<S>, C::Vector<S>),
+    (s1, s2): (C::Vector<S>, C::Vector<S>),
     direction: Direction,
 ) -> (C::Vector<S>, C::Vector<S>) {
     let (a, b) = (C::vmul(simd, x1, c1), C::vmul(simd, x2, c2));
