@@ -12,7 +12,17 @@ from metalcore._errors import translate
 from metalcore._operators import check_tensors, needs_grad
 from torch import Tensor
 
-__all__ = ["fused_add_rmsnorm", "fused_softmax", "qr", "qr_batched", "rmsnorm_bwd", "rmsnorm_fwd", "softmax_bwd"]
+__all__ = [
+    "fused_add_layernorm",
+    "fused_add_rmsnorm",
+    "fused_softmax",
+    "layernorm_fwd",
+    "qr",
+    "qr_batched",
+    "rmsnorm_bwd",
+    "rmsnorm_fwd",
+    "softmax_bwd",
+]
 
 
 def _no_grad(name: str, instead: str, *tensors: Optional[Tensor]) -> None:
@@ -72,3 +82,21 @@ def softmax_bwd(probs: Tensor, d_probs: Tensor) -> Tensor:
     _no_grad("softmax_bwd", "fused_softmax", probs, d_probs)
     check_tensors("softmax_bwd", probs=probs, d_probs=d_probs)
     return _call(torch.ops.metalcore.softmax_bwd.default, probs, d_probs)
+
+
+def layernorm_fwd(input: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, mean, rstd): layer norm of the last dimension of input (..., H); mean, rstd (...) float32 (float64 for
+    float64)."""
+    _no_grad("layernorm_fwd", "layer_norm", input, weight, bias)
+    check_tensors("layernorm_fwd", optional=("weight", "bias"), input=input, weight=weight, bias=bias)
+    return tuple(_call(torch.ops.metalcore.layer_norm_fwd.default, input, weight, bias, 1, eps))
+
+
+def fused_add_layernorm(
+    input: Tensor, residual: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, residual_out, mean, rstd), out of place: residual_out = input + residual, out its layer norm."""
+    _no_grad("fused_add_layernorm", "fused_add_layernorm", input, residual, weight, bias)
+    tensors = {"input": input, "residual": residual, "weight": weight, "bias": bias}
+    check_tensors("fused_add_layernorm", optional=("weight", "bias"), **tensors)
+    return tuple(_call(torch.ops.metalcore.add_layer_norm_fwd.default, input, residual, weight, bias, 1, eps))

@@ -10,6 +10,8 @@ use metalcore::{Element, Result};
 
 #[path = "../src/ops/adamw/bench.rs"]
 mod adamw;
+#[path = "../src/ops/layer_norm/bench.rs"]
+mod layer_norm;
 #[path = "../src/ops/qr/bench.rs"]
 mod qr;
 #[path = "../src/ops/rms_norm/bench.rs"]
@@ -63,6 +65,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, softmax, qr, rms_norm);
+    bench_all!(adamw, layer_norm, softmax, qr, rms_norm);
     bench.criterion.final_summary();
 }

@@ -60,7 +60,7 @@ impl Unit {
 
 /// All of them.
 pub fn all() -> Vec<Unit> {
-    [ops::qr::units(), ops::softmax::units(), ops::rms_norm::units(), ops::adamw::units()]
+    [ops::qr::units(), ops::layer_norm::units(), ops::softmax::units(), ops::rms_norm::units(), ops::adamw::units()]
         .into_iter()
         .flatten()
         .collect()

@@ -1,6 +1,7 @@
 //! One file per operation: its operators, written once over `Host`.
 
 pub mod adamw;
+pub mod layer_norm;
 pub mod qr;
 pub mod rms_norm;
 pub mod softmax;
@@ -8,7 +9,7 @@ pub mod softmax;
 use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
-const OPERATORS: &[&[Operator]] = &[softmax::OPERATORS, qr::OPERATORS, rms_norm::OPERATORS];
+const OPERATORS: &[&[Operator]] = &[softmax::OPERATORS, layer_norm::OPERATORS, qr::OPERATORS, rms_norm::OPERATORS];
 
 /// Every operator.
 pub fn all() -> impl Iterator<Item = &'static Operator> + Clone {

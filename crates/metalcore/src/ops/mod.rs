@@ -1,6 +1,7 @@
 //! The operations, one folder each.
 
 pub mod adamw;
+pub mod layer_norm;
 pub mod qr;
 pub mod rms_norm;
 pub mod softmax;

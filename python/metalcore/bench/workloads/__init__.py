@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import adamw, qr, rms_norm, softmax
+from . import adamw, layer_norm, qr, rms_norm, softmax
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
+    Selector(
+        "layernorm", "Layer norm and fused add + layer norm: forward, forward + backward", layer_norm.cases, layer_norm.host_calls
+    ),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
