@@ -60,7 +60,7 @@ def _ordinary() -> bool:
     return all(isinstance(torch._C._get_function_stack_at(i), DeviceContext) for i in modes)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _keeps(op: str, device: str, dtype: torch.dtype, autocast: torch.dtype) -> bool:
     """Whether autocast leaves the dtype alone: asked of the original, once."""
     override = OVERRIDES[op]

@@ -80,7 +80,9 @@ def _original(module: nn.Module) -> Optional[Callable]:
 
 def _warn(what: str, count: int, example: nn.Module) -> None:
     if count:
-        warnings.warn(f"{what}: {count} modules left alone, such as {type(example).__name__}: they compute something else", stacklevel=4)
+        warnings.warn(
+            f"{what}: {count} modules left alone, such as {type(example).__name__}: they compute something else", stacklevel=4
+        )
 
 
 # --- RMS norm -------------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ def _norm_bare(module: nn.Module, x: Tensor, eps: Any) -> Tensor:
     return rms_norm(x, x.shape[-1:], None, eps)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _norm_forward(form: Callable, eps_name: str) -> Callable:
     """One function for all modules of a form, so that a compiled model does not compile each of them anew."""
 
@@ -205,7 +207,7 @@ def _gate(module: nn.Module) -> Optional[str]:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _mlp_forward(product: Callable, options: tuple, joined: bool) -> Callable:
     if joined:
 
@@ -231,7 +233,9 @@ def _mlps(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         split = hasattr(module, "gate_proj") and hasattr(module, "up_proj")
         if (split or hasattr(module, "gate_up_proj")) and hasattr(module, "down_proj"):
-            if all(isinstance(getattr(module, n, None), (nn.Module, type(None))) for n in ("gate_proj", "gate_up_proj", "down_proj")):
+            if all(
+                isinstance(getattr(module, n, None), (nn.Module, type(None))) for n in ("gate_proj", "gate_up_proj", "down_proj")
+            ):
                 yield module
 
 

@@ -337,8 +337,21 @@ REAL = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "
 @pytest.mark.parametrize("family", REAL)
 def test_models_of_transformers(family, device):
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    more = {"vocab_size": 99, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 16}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    more = {
+        "vocab_size": 99,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "head_dim": 16,
+    }
     config = getattr(transformers, f"{family}Config")
     name = family.removesuffix("Text") + "ForCausalLM"
     with warnings.catch_warnings():
@@ -350,7 +363,11 @@ def test_models_of_transformers(family, device):
         model.zero_grad()
         result = model(tokens, labels=tokens)
         result.loss.backward()
-        return result.logits.detach(), [p.grad.clone() for p in model.parameters()], model.generate(tokens, max_new_tokens=5, do_sample=False)
+        return (
+            result.logits.detach(),
+            [p.grad.clone() for p in model.parameters()],
+            model.generate(tokens, max_new_tokens=5, do_sample=False),
+        )
 
     norms = sum("RMSNorm" in type(m).__name__ for m in model.modules())
     before = outcome()
