@@ -324,11 +324,23 @@ def _adamw(entry: _replacements.Replacement, ours: type) -> type:
 # --- the functions that are overridden ------------------------------------------------------------
 
 
+def _uncast(function: Callable) -> Callable:
+    """The function with autocast off: a call that autocast casts in torch is not ours, and another is not cast."""
+
+    def call(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch._C._is_any_autocast_enabled():
+            return function(first, *args, **kwargs)
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return call
+
+
 def _function(adapt: Callable) -> Callable:
     """How a function is replaced."""
 
     def make(entry: _replacements.Replacement, ours: Callable) -> Callable:
-        original, adapter = entry.original, adapt(ours)
+        original, adapter = entry.original, adapt(_uncast(ours))
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
