@@ -105,7 +105,7 @@ def build(context: Context, shape: Shape, dtype: torch.dtype, unsqueeze_dim: int
     if "compile" in context.peers and context.device.type == "cuda":
         peers.add(rivals, skipped, "torch.compile", lambda: Peer(wrap(peers.compiled(torch_forward(buffers)), buffers)))
     if "liger" in context.peers and context.device.type == "cuda" and unsqueeze_dim == 1 and not backward:
-        peers.add(rivals, skipped, "liger", lambda: Peer(wrap(liger_forward(scratch(buffers)), scratch(buffers))))
+        peers.add(rivals, skipped, "liger", lambda: Peer(wrap(liger_forward(buffers), scratch(buffers))))
 
     def check(copy: int, result: Any) -> list[Gate]:
         return gates(buffers, copy, *result)
