@@ -63,7 +63,6 @@ pub fn all() -> Vec<Unit> {
     let units = [
         ops::adamw::units(),
         ops::cross_entropy::units(),
-        ops::layer_norm::units(),
         ops::qr::units(),
         ops::rms_norm::units(),
         ops::rope::units(),

@@ -186,8 +186,7 @@ where
     Ok((dx, dw))
 }
 
-/// A ValueError for another shape, a TypeError for another type.
-pub(super) fn same<H: Host>(
+fn same<H: Host>(
     host: &H,
     op: &'static str,
     (argument, tensor): (&'static str, &H::Tensor),

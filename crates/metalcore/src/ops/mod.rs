@@ -2,7 +2,6 @@
 
 pub mod adamw;
 pub mod cross_entropy;
-pub mod layer_norm;
 pub mod qr;
 pub mod rms_norm;
 pub mod rope;
