@@ -14,10 +14,12 @@ from torch import Tensor
 
 __all__ = [
     "cross_entropy_fwd",
+    "fused_add_layernorm",
     "fused_add_rmsnorm",
     "fused_softmax",
     "kl_div_fwd",
     "kl_div_topk_fwd",
+    "layernorm_fwd",
     "qr",
     "qr_batched",
     "rmsnorm_bwd",
@@ -123,3 +125,21 @@ def kl_div_topk_fwd(log_p: Tensor, log_q: Tensor, idx: Tensor, k: int) -> Tensor
     """The same over the classes in the first k columns of idx (..., at least k)."""
     _no_grad("kl_div_topk_fwd", "kl_div_topk", log_p, log_q)
     return metalcore.kl_div_topk(log_p, log_q, idx, k, "none")
+
+
+def layernorm_fwd(input: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, mean, rstd): layer norm of the last dimension of input (..., H); mean, rstd (...) float32 (float64 for
+    float64)."""
+    _no_grad("layernorm_fwd", "layer_norm", input, weight, bias)
+    check_tensors("layernorm_fwd", optional=("weight", "bias"), input=input, weight=weight, bias=bias)
+    return tuple(_call(torch.ops.metalcore.layer_norm_fwd.default, input, weight, bias, 1, eps))
+
+
+def fused_add_layernorm(
+    input: Tensor, residual: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, residual_out, mean, rstd), out of place: residual_out = input + residual, out its layer norm."""
+    _no_grad("fused_add_layernorm", "fused_add_layernorm", input, residual, weight, bias)
+    tensors = {"input": input, "residual": residual, "weight": weight, "bias": bias}
+    check_tensors("fused_add_layernorm", optional=("weight", "bias"), **tensors)
+    return tuple(_call(torch.ops.metalcore.add_layer_norm_fwd.default, input, residual, weight, bias, 1, eps))

@@ -13,6 +13,7 @@ from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
+from .layer_norm import MetalLayerNorm, fused_add_layernorm, layer_norm
 from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
@@ -31,6 +32,7 @@ __all__ = [
     "QR",
     "FusedAddRMSNorm",
     "MetalAdamW",
+    "MetalLayerNorm",
     "MetalRMSNorm",
     "MetalSoftmax",
     "RMSNormFunction",
@@ -42,6 +44,7 @@ __all__ = [
     "cross_entropy",
     "disable_pytorch_overrides",
     "enable_pytorch_overrides",
+    "fused_add_layernorm",
     "fused_add_rmsnorm",
     "fused_linear_cross_entropy",
     "fused_softmax",
@@ -51,6 +54,7 @@ __all__ = [
     "is_patched",
     "kl_div",
     "kl_div_topk",
+    "layer_norm",
     "patch_comfy",
     "patch_transformers_rmsnorm",
     "patch_transformers_rope",

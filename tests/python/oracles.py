@@ -83,6 +83,48 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, ids: Tensor | None, unsqueeze_dim:
     return Bounded(y, rho(x.dtype) * np.abs(y) + 4 * working_roundoff(x.dtype) * spread)
 
 
+# --- layer_norm -----------------------------------------------------------------------------------
+
+
+def layer_norm(x: Tensor, width: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Bounded:
+    """y over rows of ``width`` elements."""
+    rows, w = _rows(x, width), _rows(weight, width)
+    b = np.float64(0) if bias is None else _rows(bias, width)
+    mean = rows.mean(-1, keepdims=True)
+    r = 1 / np.sqrt(((rows - mean) ** 2).mean(-1, keepdims=True) + eps)
+    y = (rows - mean) * r * w + b
+    bound = rho(x.dtype) * np.abs(y) + gamma(width, x.dtype) * ((np.abs(rows) + np.abs(mean)) * r * np.abs(w) + np.abs(b))
+    return Bounded(y.reshape(tuple(x.shape)), bound.reshape(tuple(x.shape)))
+
+
+def layer_norm_backward(
+    dy: Tensor, x: Tensor, width: int, weight: Tensor | None, eps: float, d_sum: Tensor | None = None
+) -> tuple[Bounded, Bounded, Bounded]:
+    """dx, dw and db; with ``d_sum`` the gradient of the residual form, to which it is added. Bounds are relative to the
+    magnitudes of the terms, |x| + |mean| for x - mean; those of dw and db are without their rounding."""
+    rows, d = _rows(x, width), _rows(dy, width)
+    mean = rows.mean(-1, keepdims=True)
+    r = 1 / np.sqrt(((rows - mean) ** 2).mean(-1, keepdims=True) + eps)
+    n, size = (rows - mean) * r, (np.abs(rows) + np.abs(mean)) * r
+    g = d * _rows(weight, width)
+    average = lambda terms: terms.mean(-1, keepdims=True)  # noqa: E731
+    dx = r * (g - average(g) - n * average(g * n))
+    terms = r * (np.abs(g) + average(np.abs(g)) + size * average(np.abs(g) * size))
+    bound = 2 * gamma(width, x.dtype) * terms
+    if d_sum is not None:
+        dx = dx + _rows(d_sum, width)
+        bound = bound + working_roundoff(x.dtype) * np.abs(dx)
+    bound = bound + rho(x.dtype) * np.abs(dx)
+    growth = 2 * gamma(max(len(rows), width), x.dtype)
+    dw, db = (d * n).sum(0), d.sum(0)
+    shape, one = tuple(x.shape), (width,) if weight is None else tuple(weight.shape)
+    return (
+        Bounded(dx.reshape(shape), bound.reshape(shape)),
+        Bounded(dw.reshape(one), (growth * (np.abs(d) * size).sum(0)).reshape(one)),
+        Bounded(db.reshape(one), (growth * np.abs(d).sum(0)).reshape(one)),
+    )
+
+
 # --- softmax --------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,34 @@ def _rope(x):
     yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 2, 8), _like(x, 2, 3, 8), _like(x, 2, 3, 8), None, 2), {}
 
 
+def _layer_norm_fwd(x):
+    yield (_like(x, 3, 8), _like(x, 8), _like(x, 8), 1, 1e-5), {}
+    yield (_like(x, 3, 8), _like(x, 8), None, 1, 1e-5), {}
+    yield (_like(x, 2, 3, 4), None, None, 2, 1e-5), {}
+
+
+def _moments(x):
+    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return wide.mean(-1), (wide.var(-1, unbiased=False) + 1e-5).rsqrt()
+
+
+def _layer_norm_bwd(x):
+    for weight, bias in ((_like(x, 8), _like(x, 8)), (None, _like(x, 8)), (None, None)):
+        h = _like(x, 3, 8)
+        yield (_like(x, 3, 8), h, weight, bias, *_moments(h), 1), {}
+
+
+def _add_layer_norm_fwd(x):
+    for weight, bias in ((_like(x, 8), _like(x, 8)), (None, None)):
+        yield (_like(x, 3, 8), _like(x, 3, 8), weight, bias, 1, 1e-5), {}
+
+
+def _add_layer_norm_bwd(x):
+    for weight, bias in ((_like(x, 8), _like(x, 8)), (_like(x, 8), None)):
+        h = _like(x, 3, 8)
+        yield (_like(x, 3, 8), _like(x, 3, 8), h, weight, bias, *_moments(h), 1), {}
+
+
 def _softmax_fwd(x):
     yield (_like(x, 3, 8),), {}
     yield (_like(x, 8, 3).mT,), {}
@@ -148,6 +176,10 @@ SAMPLES = {
     "add_rms_norm_bwd": _add_rms_norm_bwd,
     "rope_fwd": _rope,
     "rope_bwd": _rope,
+    "layer_norm_fwd": _layer_norm_fwd,
+    "layer_norm_bwd": _layer_norm_bwd,
+    "add_layer_norm_fwd": _add_layer_norm_fwd,
+    "add_layer_norm_bwd": _add_layer_norm_bwd,
     "softmax_fwd": _softmax_fwd,
     "softmax_bwd": _softmax_bwd,
     "cross_entropy_fwd": _cross_entropy_fwd,
@@ -266,6 +298,11 @@ def call_softmax(x):
     return metalcore.fused_softmax(x), metalcore.fused_softmax(x, 1) + x
 
 
+def call_layer_norm(x):
+    output, total = metalcore.fused_add_layernorm(x, x * 2, None, None)
+    return metalcore.layer_norm(x, x.shape[-1:]), output, total
+
+
 class Block(torch.nn.Module):
     """Both modules, as a transformer has them."""
 
@@ -284,6 +321,7 @@ CALLS = {
     "rms_norm": lambda: call_rms_norm,
     "fused_add_rmsnorm": lambda: call_residual,
     "rope": lambda: call_rope,
+    "layer_norm": lambda: call_layer_norm,
     "softmax": lambda: call_softmax,
     "modules": lambda: Block(6),
 }

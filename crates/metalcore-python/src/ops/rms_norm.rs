@@ -186,7 +186,8 @@ where
     Ok((dx, dw))
 }
 
-fn same<H: Host>(
+/// A ValueError for another shape, a TypeError for another type.
+pub(super) fn same<H: Host>(
     host: &H,
     op: &'static str,
     (argument, tensor): (&'static str, &H::Tensor),

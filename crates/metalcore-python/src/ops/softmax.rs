@@ -1,10 +1,11 @@
 //! metalcore::softmax_fwd, softmax_bwd.
 
+use super::rms_norm::same;
 use crate::host::Host;
 use crate::operator::{Operator, operator};
+use metalcore::Result;
 use metalcore::device::Run;
 use metalcore::ops::softmax::{Backward, BackwardArgs, Forward, ForwardArgs, Rows};
-use metalcore::{Error, Result};
 
 /// Of the last dimension.
 pub const OPERATORS: &[Operator] = &[
@@ -32,17 +33,7 @@ where
     let op = "softmax_bwd";
     let shape = host.shape(&probs);
     let rows = Rows::new(op, "probs", &shape, host.known_dtype(op, "probs", &probs)?)?;
-    host.check_place(op, "d_probs", &d_probs)?;
-    let got = host.shape(&d_probs);
-    if got != shape {
-        let (got, expected) = (format!("shape {got:?}"), format!("shape {shape:?}"));
-        return Err(Error::Argument { op, argument: "d_probs", got, expected });
-    }
-    let got = host.known_dtype(op, "d_probs", &d_probs)?;
-    if got != rows.dtype {
-        let (got, expected) = (got.to_string(), rows.dtype.to_string());
-        return Err(Error::DType { op, argument: "d_probs", got, expected });
-    }
+    same(host, op, ("d_probs", &d_probs), (&shape, rows.dtype))?;
     let [probs, d_probs] = [host.contiguous(probs)?, host.contiguous(d_probs)?];
     let dx = host.empty(&shape, rows.dtype)?;
     let [y, dy, out] = [&probs, &d_probs, &dx].map(|tensor| host.buffer(tensor));

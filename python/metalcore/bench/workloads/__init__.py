@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import adamw, cross_entropy, qr, rms_norm, rope, softmax
+from . import adamw, cross_entropy, layer_norm, qr, rms_norm, rope, softmax
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
     Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
+    Selector(
+        "layernorm", "Layer norm and fused add + layer norm: forward, forward + backward", layer_norm.cases, layer_norm.host_calls
+    ),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 

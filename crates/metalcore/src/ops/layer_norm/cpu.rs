@@ -1,0 +1,356 @@
+//! Layer norm on the host: each row is read from memory once, then from the cache.
+//!
+//! Values are widened and rounded in registers. Sums go block by block; those of the weight and the bias over fixed
+//! groups of rows, then over the groups, both in order: their bits do not depend on the number of threads.
+
+use crate::device::cpu::Threads;
+use crate::device::cpu::rows::{add_rounded, block_sum, sum_partials};
+use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
+use crate::dtype::Element;
+
+/// Elements that a thread takes at a time: more work than the taking.
+const CHUNK: usize = 16 * 1024;
+/// Rows whose weight gradients are summed one after the other.
+const SUMMED_ROWS: usize = 32;
+/// Largest number of partial weight gradients.
+const PARTIALS: usize = 64;
+
+/// y, mean and rstd of x, or of h = x + residual rounded to T, which goes to the second of `residual`.
+pub fn forward<T: Storage>(
+    threads: &Threads,
+    x: &[T],
+    residual: Option<(&[T], &mut [T])>,
+    weight: &[T::Compute],
+    bias: Option<&[T::Compute]>,
+    y: &mut [T],
+    mean: &mut [T::Compute],
+    rstd: &mut [T::Compute],
+    eps: f64,
+) {
+    let cols = weight.len();
+    let rows = rstd.len();
+    assert!(x.len() == rows * cols && y.len() == x.len() && mean.len() == rows);
+    assert!(bias.is_none_or(|bias| bias.len() == cols));
+    if cols == 0 {
+        mean.fill(T::Compute::from_f64(f64::NAN));
+        return rstd.fill(T::Compute::from_f64(f64::NAN));
+    }
+    let streamed = stream::wanted(y, cols);
+    let eps = T::Compute::from_f64(eps);
+    let chunk_rows = (CHUNK / cols).max(1);
+    let size = chunk_rows * cols;
+    let mut residuals =
+        residual.into_iter().flat_map(|(residual, sum)| residual.chunks(size).zip(sum.chunks_mut(size)));
+    let chunks =
+        x.chunks(size).zip(y.chunks_mut(size)).zip(mean.chunks_mut(chunk_rows).zip(rstd.chunks_mut(chunk_rows)));
+    let mut chunks: Vec<_> = chunks
+        .map(|((x, y), (mean, rstd))| ForwardRows {
+            x,
+            residual: residuals.next(),
+            weight,
+            bias,
+            y,
+            mean,
+            rstd,
+            eps,
+            streamed,
+        })
+        .collect();
+    threads.for_each_mut(&mut chunks, 1, |rows| dispatch(rows));
+}
+
+struct ForwardRows<'a, T: Storage> {
+    x: &'a [T],
+    residual: Option<(&'a [T], &'a mut [T])>,
+    weight: &'a [T::Compute],
+    bias: Option<&'a [T::Compute]>,
+    y: &'a mut [T],
+    mean: &'a mut [T::Compute],
+    rstd: &'a mut [T::Compute],
+    eps: T::Compute,
+    streamed: bool,
+}
+
+impl<T: Storage> WithSimd for &mut ForwardRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let cols = self.weight.len();
+        let count = T::Compute::from_f64(cols as f64);
+        for (row, (mean, rstd)) in self.mean.iter_mut().zip(self.rstd.iter_mut()).enumerate() {
+            let at = row * cols..(row + 1) * cols;
+            let h = match &mut self.residual {
+                Some((residual, sum)) => {
+                    let sum = &mut sum[at.clone()];
+                    add_rounded(simd, &self.x[at.clone()], &residual[at.clone()], sum);
+                    &*sum
+                }
+                None => &self.x[at.clone()],
+            };
+            *mean = row_sum(simd, h) / count;
+            *rstd = T::Compute::ONE / (centred_squares(simd, h, *mean) / count + self.eps).sqrt();
+            let row = Scaled { h, mean: *mean, rstd: *rstd, weight: self.weight, bias: self.bias };
+            match (self.streamed, self.bias.is_some()) {
+                (true, true) => scale::<T, S, true, true>(simd, row, &mut self.y[at]),
+                (true, false) => scale::<T, S, true, false>(simd, row, &mut self.y[at]),
+                (false, true) => scale::<T, S, false, true>(simd, row, &mut self.y[at]),
+                (false, false) => scale::<T, S, false, false>(simd, row, &mut self.y[at]),
+            }
+        }
+        stream::finish();
+    }
+}
+
+#[inline(always)]
+fn row_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
+    let lanes = T::Compute::lanes::<S>();
+    let rest = T::Compute::load_part(simd, h.chunks_exact(lanes).remainder());
+    block_sum::<T::Compute, S>(
+        simd,
+        rest,
+        h.len() / lanes,
+        #[inline(always)]
+        |j, sum| T::Compute::vadd(simd, sum, T::Compute::load(simd, &h[j * lanes..(j + 1) * lanes])),
+    )
+}
+
+/// Sum of (h - mean)^2.
+#[inline(always)]
+fn centred_squares<T: Storage, S: Simd>(simd: S, h: &[T], mean: T::Compute) -> T::Compute {
+    let lanes = T::Compute::lanes::<S>();
+    let mut rest = [T::Compute::default(); 16];
+    for (rest, h) in rest.iter_mut().zip(h.chunks_exact(lanes).remainder()) {
+        *rest = T::Compute::get(*h) - mean;
+    }
+    let rest = T::Compute::load(simd, &rest);
+    let mean = T::Compute::splat(simd, mean);
+    block_sum::<T::Compute, S>(
+        simd,
+        T::Compute::vmul(simd, rest, rest),
+        h.len() / lanes,
+        #[inline(always)]
+        |j, sum| {
+            let d = T::Compute::vsub(simd, T::Compute::load(simd, &h[j * lanes..(j + 1) * lanes]), mean);
+            T::Compute::mul_add(simd, d, d, sum)
+        },
+    )
+}
+
+/// A row and what it is scaled with.
+struct Scaled<'a, T: Storage> {
+    h: &'a [T],
+    mean: T::Compute,
+    rstd: T::Compute,
+    weight: &'a [T::Compute],
+    bias: Option<&'a [T::Compute]>,
+}
+
+/// y := (h - mean) r w + b
+#[inline(always)]
+fn scale<T: Storage, S: Simd, const STREAMED: bool, const BIAS: bool>(simd: S, row: Scaled<'_, T>, y: &mut [T]) {
+    let lanes = T::Compute::lanes::<S>();
+    let Scaled { h, mean, rstd, weight, bias } = row;
+    let (mean, r) = (T::Compute::splat(simd, mean), T::Compute::splat(simd, rstd));
+    let bias = if BIAS { bias.expect("there is a bias") } else { weight };
+    let value = |h, w, b| {
+        let scaled = T::Compute::vmul(simd, T::Compute::vsub(simd, h, mean), r);
+        if BIAS { T::Compute::mul_add(simd, scaled, w, b) } else { T::Compute::vmul(simd, scaled, w) }
+    };
+    let whole = h.len() / lanes;
+    for j in 0..whole {
+        let at = j * lanes..(j + 1) * lanes;
+        let h = T::Compute::load(simd, &h[at.clone()]);
+        let (w, b) = (T::Compute::load(simd, &weight[at.clone()]), T::Compute::load(simd, &bias[at.clone()]));
+        if STREAMED {
+            stream::store::<T::Compute, S, T>(simd, value(h, w, b), &mut y[at]);
+        } else {
+            T::Compute::store(simd, value(h, w, b), &mut y[at]);
+        }
+    }
+    let rest = whole * lanes..;
+    let h = T::Compute::load_part(simd, &h[rest.clone()]);
+    let (w, b) = (T::Compute::load_part(simd, &weight[rest.clone()]), T::Compute::load_part(simd, &bias[rest.clone()]));
+    T::Compute::store_part(simd, value(h, w, b), &mut y[rest]);
+}
+
+/// dx; and dw, then db, unrounded, if wanted. `x` is what was normalised; `d_sum` is a gradient of it that joins dx.
+pub fn backward<T: Storage>(
+    threads: &Threads,
+    dy: &[T],
+    x: &[T],
+    weight: &[T::Compute],
+    (mean, rstd): (&[T::Compute], &[T::Compute]),
+    d_sum: Option<&[T]>,
+    dx: &mut [T],
+    sums: bool,
+) -> Vec<T::Compute> {
+    let (rows, cols) = (rstd.len(), weight.len());
+    assert!(x.len() == rows * cols && dy.len() == x.len() && dx.len() == x.len() && mean.len() == rows);
+    assert!(d_sum.is_none_or(|d| d.len() == x.len()));
+    if cols == 0 {
+        return Vec::new();
+    }
+    let streamed = stream::wanted(dx, cols);
+    // With a weight gradient the rows of a task are those of one partial sum: a fixed number.
+    let task_rows = match sums {
+        true => rows.div_ceil(PARTIALS).next_multiple_of(SUMMED_ROWS).max(SUMMED_ROWS),
+        false => (CHUNK / cols).max(1),
+    };
+    let size = task_rows * cols;
+    let mut partials = vec![T::Compute::default(); if sums { rows.div_ceil(task_rows) * 2 * cols } else { 0 }];
+    let mut parts = partials.chunks_exact_mut(2 * cols);
+    let mut extra = d_sum.into_iter().flat_map(|d| d.chunks(size));
+    let tasks = dy.chunks(size).zip(x.chunks(size)).zip(dx.chunks_mut(size));
+    let tasks = tasks.zip(mean.chunks(task_rows).zip(rstd.chunks(task_rows)));
+    let mut tasks: Vec<_> = tasks
+        .map(|(((dy, x), dx), (mean, rstd))| {
+            let extra = extra.next();
+            BackwardRows { dy, x, weight, mean, rstd, extra, dx, partial: parts.next(), streamed }
+        })
+        .collect();
+    let sum = || vec![T::Compute::default(); 2 * cols];
+    threads.for_each_mut_init(&mut tasks, 1, sum, |sum, rows| dispatch(Summed { rows, sum }));
+    let mut total = vec![T::Compute::default(); if sums { 2 * cols } else { 0 }];
+    if sums && rows > 0 {
+        sum_partials(threads, &partials, &mut total);
+    }
+    total
+}
+
+/// Rounds a sum to its type.
+pub fn rounded<T: Storage, W: Storage>(sums: &[T::Compute], out: &mut [W]) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = sum.put();
+    }
+}
+
+/// Some rows of the backward pass.
+struct BackwardRows<'a, T: Storage> {
+    dy: &'a [T],
+    x: &'a [T],
+    weight: &'a [T::Compute],
+    mean: &'a [T::Compute],
+    rstd: &'a [T::Compute],
+    extra: Option<&'a [T]>,
+    dx: &'a mut [T],
+    /// dw, then db.
+    partial: Option<&'a mut [T::Compute]>,
+    streamed: bool,
+}
+
+struct Summed<'a, 'b, T: Storage> {
+    rows: &'a mut BackwardRows<'b, T>,
+    /// Room for dw and db of [`SUMMED_ROWS`].
+    sum: &'a mut [T::Compute],
+}
+
+impl<T: Storage> WithSimd for Summed<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Summed { rows, sum } = self;
+        let cols = rows.weight.len();
+        for first in (0..rows.rstd.len()).step_by(SUMMED_ROWS) {
+            sum.fill(T::Compute::default());
+            for row in first..rows.rstd.len().min(first + SUMMED_ROWS) {
+                let at = row * cols..(row + 1) * cols;
+                let (dy, x, dx) = (&rows.dy[at.clone()], &rows.x[at.clone()], &mut rows.dx[at.clone()]);
+                let extra = rows.extra.map(|extra| &extra[at]);
+                let one = Row { dy, x, weight: rows.weight, mean: rows.mean[row], rstd: rows.rstd[row], extra };
+                if rows.streamed {
+                    row_gradients::<T, S, true>(simd, one, dx, sum);
+                } else {
+                    row_gradients::<T, S, false>(simd, one, dx, sum);
+                }
+            }
+            if let Some(partial) = rows.partial.as_deref_mut() {
+                partial.iter_mut().zip(sum.iter()).for_each(|(partial, sum)| *partial += *sum);
+            }
+        }
+        stream::finish();
+    }
+}
+
+/// One row of the backward pass.
+struct Row<'a, T: Storage> {
+    dy: &'a [T],
+    x: &'a [T],
+    weight: &'a [T::Compute],
+    mean: T::Compute,
+    rstd: T::Compute,
+    extra: Option<&'a [T]>,
+}
+
+/// dx of a row; its dy n and dy onto `sum`.
+#[inline(always)]
+fn row_gradients<T: Storage, S: Simd, const STREAMED: bool>(
+    simd: S,
+    row: Row<'_, T>,
+    dx: &mut [T],
+    sum: &mut [T::Compute],
+) {
+    let Row { dy, x, weight, mean, rstd, extra } = row;
+    let lanes = T::Compute::lanes::<S>();
+    let (cols, whole) = (dy.len(), dy.len() / lanes);
+    let rest = whole * lanes..cols;
+    let (mean, r) = (T::Compute::splat(simd, mean), T::Compute::splat(simd, rstd));
+    let n = |x| T::Compute::vmul(simd, T::Compute::vsub(simd, x, mean), r);
+    // Beyond the row dy is 0, and so is every term.
+    let dy_rest = T::Compute::load_part(simd, &dy[rest.clone()]);
+    let n_rest = n(T::Compute::load_part(simd, &x[rest.clone()]));
+    let w_rest = T::Compute::load_part(simd, &weight[rest.clone()]);
+    let g_rest = T::Compute::vmul(simd, dy_rest, w_rest);
+    let g = |j: usize| {
+        let at = j * lanes..(j + 1) * lanes;
+        T::Compute::vmul(simd, T::Compute::load(simd, &dy[at.clone()]), T::Compute::load(simd, &weight[at]))
+    };
+    let sum_g = block_sum::<T::Compute, S>(
+        simd,
+        g_rest,
+        whole,
+        #[inline(always)]
+        |j, sum| T::Compute::vadd(simd, sum, g(j)),
+    );
+    let sum_gn = block_sum::<T::Compute, S>(
+        simd,
+        T::Compute::vmul(simd, g_rest, n_rest),
+        whole,
+        #[inline(always)]
+        |j, sum| T::Compute::mul_add(simd, g(j), n(T::Compute::load(simd, &x[j * lanes..(j + 1) * lanes])), sum),
+    );
+    let count = T::Compute::from_f64(cols as f64);
+    let (mean_g, mean_gn) = (T::Compute::splat(simd, sum_g / count), T::Compute::splat(simd, sum_gn / count));
+    let gradient = |g, n| {
+        let centred = T::Compute::neg_mul_add(simd, n, mean_gn, T::Compute::vsub(simd, g, mean_g));
+        T::Compute::vmul(simd, centred, r)
+    };
+    let (dw, db) = sum.split_at_mut(cols);
+    for j in 0..whole {
+        let at = j * lanes..(j + 1) * lanes;
+        let (d, n) = (T::Compute::load(simd, &dy[at.clone()]), n(T::Compute::load(simd, &x[at.clone()])));
+        let mut out = gradient(T::Compute::vmul(simd, d, T::Compute::load(simd, &weight[at.clone()])), n);
+        if let Some(extra) = extra {
+            out = T::Compute::vadd(simd, out, T::Compute::load(simd, &extra[at.clone()]));
+        }
+        let total = T::Compute::mul_add(simd, d, n, T::Compute::load(simd, &dw[at.clone()]));
+        T::Compute::store(simd, total, &mut dw[at.clone()]);
+        let total = T::Compute::vadd(simd, d, T::Compute::load(simd, &db[at.clone()]));
+        T::Compute::store(simd, total, &mut db[at.clone()]);
+        if STREAMED {
+            stream::store::<T::Compute, S, T>(simd, out, &mut dx[at]);
+        } else {
+            T::Compute::store(simd, out, &mut dx[at]);
+        }
+    }
+    let mut out = gradient(g_rest, n_rest);
+    if let Some(extra) = extra {
+        out = T::Compute::vadd(simd, out, T::Compute::load_part(simd, &extra[rest.clone()]));
+    }
+    let total = T::Compute::mul_add(simd, dy_rest, n_rest, T::Compute::load_part(simd, &dw[rest.clone()]));
+    T::Compute::store_part(simd, total, &mut dw[rest.clone()]);
+    let total = T::Compute::vadd(simd, dy_rest, T::Compute::load_part(simd, &db[rest.clone()]));
+    T::Compute::store_part(simd, total, &mut db[rest.clone()]);
+    T::Compute::store_part(simd, out, &mut dx[rest]);
+}
