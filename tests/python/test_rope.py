@@ -218,7 +218,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(device, dt
     q, k, cos, sin = make((2, 2, 2, 1, 4), dim, device, dtype, full=full)
     q, k = q.requires_grad_(), k.requires_grad_()
     call = lambda q, k: metalcore.rope_fwd(q, k, cos, sin, None, dim)  # noqa: E731
-    single = lambda q: metalcore.rope_forward(q, cos, sin, torch.tensor([1, 0]), dim)  # noqa: E731
+    single = lambda q: metalcore.rope_forward(q, cos, sin, torch.tensor([1, 0], device=device), dim)  # noqa: E731
     assert gradcheck(call, (q, k)) and gradgradcheck(call, (q, k))
     assert gradcheck(single, (q,)) and gradgradcheck(single, (q,))
 

@@ -67,7 +67,9 @@ G_FN void norm_backward(DEV(const ROW_T) dy, DEV(const ROW_T) h, DEV(const ROW_W
   const uint slot = c.grp * ROW_ROWS + c.tid / ROW_TPR;
   const uint t = c.tid % ROW_TPR;
   const uint tiles = ROW_STREAM ? (p.cols + ROW_TILE - 1) / ROW_TILE : 1;
+#if ROW_SUMS
   const gk_i64 part = (gk_i64)slot * 2 * p.cols;
+#endif
   row_chunk hv[ROW_V], gv[ROW_V];
   real dw[ROW_E], db[ROW_E];
   G_UNROLL for (uint e = 0; e < ROW_E; ++e) dw[e] = db[e] = 0.0f;

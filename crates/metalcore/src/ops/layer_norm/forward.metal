@@ -61,12 +61,13 @@ G_FN void norm_forward(DEV(const ROW_T) x, DEV(const ROW_T) residual, DEV(const 
   const uint tiles = ROW_STREAM ? (p.cols + ROW_TILE - 1) / ROW_TILE : 1;
   const gk_i64 base = (gk_i64)row * p.cols;
   real h[ROW_E];
-  real s = 0.0f;
+  real s = 0.0f, rest = 0.0f;
   for (uint tile = 0; tile < tiles; ++tile) {
     norm_take(x, residual, sum, true, base, tile, t, p.cols, h);
-    G_UNROLL for (uint e = 0; e < ROW_E; ++e) s += h[e];
+    G_UNROLL for (uint e = 0; e < ROW_E; ++e) row_add(s, rest, h[e]);
   }
-  const real m = row_sum(s, scratch, c) / real(p.cols);
+  // With its rounding: where both x and the mean are near 0, an error of the mean is all there is of y.
+  const real m = row_sum_two(s, rest, scratch, c) / real(p.cols);
   s = 0.0f;
   for (uint tile = 0; tile < tiles; ++tile) {
     if (ROW_STREAM) norm_take(x, residual, sum, false, base, tile, t, p.cols, h);
@@ -86,13 +87,13 @@ G_FN void norm_forward(DEV(const ROW_T) x, DEV(const ROW_T) residual, DEV(const 
 #if ROW_ADD
 G_KERNEL(add_layer_norm_fwd, ROW_THREADS, IN(0, ROW_T, x), IN(1, ROW_T, residual), IN(2, ROW_W, w), IN(3, ROW_B, b),
          OUT(4, ROW_T, y), OUT(5, ROW_T, sum), OUT(6, real, mean), OUT(7, real, rstd), PARAMS(8, layer_norm_params, p)) {
-  ROW_SCRATCH;
+  ROW_SCRATCH_TWO;
   norm_forward(x, residual, w, b, y, sum, mean, rstd, p, scratch, G_CTX());
 }
 #else
 G_KERNEL(layer_norm_fwd, ROW_THREADS, IN(0, ROW_T, x), IN(1, ROW_W, w), IN(2, ROW_B, b), OUT(3, ROW_T, y),
          OUT(4, real, mean), OUT(5, real, rstd), PARAMS(6, layer_norm_params, p)) {
-  ROW_SCRATCH;
+  ROW_SCRATCH_TWO;
   norm_forward(x, x, w, b, y, y, mean, rstd, p, scratch, G_CTX());
 }
 #endif

@@ -80,6 +80,34 @@ G_FN real row_sum(real v, TG(real) scratch, gk_ctx c) {
   return gk_tg_sum<ROW_TPR>(v, scratch, c);
 #endif
 }
+// s + rest += x, s holding the rounded sum and rest what was rounded away (Knuth's TwoSum).
+G_FN void row_add(PRIVREF(real) s, PRIVREF(real) rest, real x) {
+  const real sum = s + x, part = sum - s;
+  rest += (s - (sum - part)) + (x - part);
+  s = sum;
+}
+// The sum over a row's threads of s + rest, rounded once.
+G_FN real row_sum_two(real s, real rest, TG(real) scratch, gk_ctx c) {
+  G_UNROLL for (uint mask = (ROW_TPR < 32 ? ROW_TPR : 32) / 2; mask > 0; mask /= 2) {
+    rest += sg_xor(rest, mask);
+    row_add(s, rest, sg_xor(s, mask));
+  }
+#if ROW_TPR > 32
+  if (c.lane == 0) {
+    scratch[c.sg] = s;
+    scratch[ROW_THREADS / 32 + c.sg] = rest;
+  }
+  tg_barrier();
+  s = 0.0f;
+  rest = 0.0f;
+  G_UNROLL for (uint i = 0; i < ROW_TPR / 32; ++i) {
+    row_add(s, rest, scratch[i]);
+    rest += scratch[ROW_THREADS / 32 + i];
+  }
+  tg_barrier();
+#endif
+  return s + rest;
+}
 // NaN is ignored, as by g_max.
 G_FN real row_max(real v, TG(real) scratch, gk_ctx c) {
 #if ROW_TPR < 32
@@ -92,3 +120,4 @@ G_FN real row_max(real v, TG(real) scratch, gk_ctx c) {
 #endif
 }
 #define ROW_SCRATCH TG_ARRAY(real, scratch, ROW_THREADS / 32)
+#define ROW_SCRATCH_TWO TG_ARRAY(real, scratch, 2 * (ROW_THREADS / 32))  // for row_sum_two
