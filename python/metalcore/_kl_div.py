@@ -1,6 +1,7 @@
 """Kullback-Leibler divergence of rows of log-probabilities, over all classes or over chosen ones.
 
-In torch's own operations: what is saved for the gradient is the inputs alone.
+Over all of them by our kernels; over chosen ones in torch's own operations. What is saved for the gradient is the inputs
+alone.
 """
 
 from typing import Any, Optional
@@ -15,8 +16,6 @@ _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
 
 _library = torch.library.Library("metalcore", "FRAGMENT")
-_library.define("kl_div_fwd(Tensor log_p, Tensor log_q) -> Tensor")
-_library.define("kl_div_bwd(Tensor grad, Tensor log_p, Tensor log_q) -> (Tensor dp, Tensor dq)")
 _library.define("kl_div_topk_fwd(Tensor log_p, Tensor log_q, Tensor indices, int k) -> Tensor")
 _library.define("kl_div_topk_bwd(Tensor grad, Tensor log_p, Tensor log_q, Tensor indices, int k) -> (Tensor dp, Tensor dq)")
 
@@ -85,18 +84,6 @@ def _topk_gradients(grad: Tensor, log_p: Tensor, log_q: Tensor, indices: Tensor,
     return dp.to(log_p.dtype), dq.to(log_q.dtype)
 
 
-@torch.library.impl(_library, "kl_div_fwd", "CompositeExplicitAutograd")
-def _fwd_impl(log_p, log_q):
-    with _BelowAutograd():
-        return _losses(log_p, log_q)
-
-
-@torch.library.impl(_library, "kl_div_bwd", "CompositeExplicitAutograd")
-def _bwd_impl(grad, log_p, log_q):
-    with _BelowAutograd():
-        return tuple(t.contiguous() for t in _gradients(grad, log_p, log_q))
-
-
 @torch.library.impl(_library, "kl_div_topk_fwd", "CompositeExplicitAutograd")
 def _topk_fwd_impl(log_p, log_q, indices, k):
     with _BelowAutograd():
@@ -110,7 +97,7 @@ def _topk_bwd_impl(grad, log_p, log_q, indices, k):
         return _topk_gradients(grad, log_p, log_q, indices, k)
 
 
-@torch.library.register_fake("metalcore::kl_div_fwd", lib=_library)
+@torch.library.register_fake("metalcore::kl_div_fwd")
 def _(log_p, log_q):
     return log_p.new_empty(log_p.shape[:-1], dtype=_compute_dtype(log_p, log_q))
 
@@ -120,9 +107,9 @@ def _(log_p, log_q, indices, k):
     return log_p.new_empty(log_p.shape[:-1], dtype=_compute_dtype(log_p, log_q))
 
 
-@torch.library.register_fake("metalcore::kl_div_bwd", lib=_library)
-def _(grad, log_p, log_q):
-    return log_p.new_empty(log_p.shape), log_q.new_empty(log_q.shape)
+@torch.library.register_fake("metalcore::kl_div_bwd")
+def _(grad, log_p, log_q, for_p, for_q):
+    return log_p.new_empty(log_p.shape if for_p else (0,)), log_q.new_empty(log_q.shape if for_q else (0,))
 
 
 @torch.library.register_fake("metalcore::kl_div_topk_bwd", lib=_library)
@@ -141,18 +128,20 @@ def _setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     inputs = (*ctx.saved_tensors, *ctx.chosen)
+    needs = ctx.needs_input_grad
     if torch.is_grad_enabled() and needs_grad(grad, *ctx.saved_tensors[:2]):
         # Operations of torch, differentiable again.
         dp, dq = _topk_gradients(grad, *inputs) if ctx.chosen else _gradients(grad, *inputs)
     else:
-        bwd = _ops.kl_div_topk_bwd.default if ctx.chosen else _ops.kl_div_bwd.default
         with _BelowAutograd():
-            dp, dq = bwd(grad, *inputs)
-    needs = ctx.needs_input_grad
+            if ctx.chosen:
+                dp, dq = _ops.kl_div_topk_bwd.default(grad, *inputs)
+            else:
+                dp, dq = _ops.kl_div_bwd.default(grad, *inputs, needs[0], needs[1])
     return dp if needs[0] else None, dq if needs[1] else None, *(None,) * (len(inputs) - 2)
 
 
-torch.library.register_autograd("metalcore::kl_div_fwd", _backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("metalcore::kl_div_fwd", _backward, setup_context=_setup_context)
 torch.library.register_autograd("metalcore::kl_div_topk_fwd", _backward, setup_context=_setup_context, lib=_library)
 
 
@@ -177,7 +166,8 @@ def kl_div(log_p: Tensor, log_q: Tensor, reduction: str = "mean") -> Tensor:
 
     log_p and log_q (..., V) of one shape, any floating dtypes; the results are float32 (float64 if one of them is).
     'none' gives a value for each row, 'sum' their sum, 'mean' and 'batchmean' their mean over rows. p = 0 contributes 0.
-    Gradients to both arguments: p (1 + log p - log q) and -p. Differentiable twice.
+    Gradients to both arguments: p (1 + log p - log q) and -p. Differentiable twice. Within (8 + log2 V) 2^-24 of the sum
+    of the terms' magnitudes. Does not wait for the GPU.
 
     Raises ValueError where shapes or the reduction do not fit, TypeError for wrong dtypes.
     """
@@ -185,6 +175,9 @@ def kl_div(log_p: Tensor, log_q: Tensor, reduction: str = "mean") -> Tensor:
     with torch.autocast(log_p.device.type, enabled=False):
         if torch._C._are_functorch_transforms_active():
             return _reduced(_losses(log_p, log_q), reduction)
+        if log_p.dtype != log_q.dtype:
+            compute = _compute_dtype(log_p, log_q)
+            log_p, log_q = log_p.to(compute), log_q.to(compute)
         return _reduced(_ops.kl_div_fwd.default(log_p, log_q), reduction)
 
 

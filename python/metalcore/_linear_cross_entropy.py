@@ -1,5 +1,6 @@
 """Cross entropy of a linear layer's outputs, which are never held at once."""
 
+import contextlib
 from typing import Any, Optional
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from ._errors import translate, wrong
 from ._operators import check_tensors, needs_grad
-from .cross_entropy import _compute_dtype, _rows, check_targets, reduction_code
+from .cross_entropy import _compute_dtype, _rows, check_targets, cross_entropy, reduction_code
 
 _ce_fwd = torch.ops.metalcore.cross_entropy_fwd.default
 _ce_bwd_ = torch.ops.metalcore.cross_entropy_bwd_.default
@@ -25,16 +26,17 @@ _library.define(
     " float label_smoothing, int chunk_size, int grads) -> (Tensor dh, Tensor dw, Tensor db)"
 )
 
-LEAST_CHUNK_BYTES = 16 << 20
+# Below this, memory does not matter and small products cost time.
+LEAST_CHUNK_BYTES = 64 << 20
+# From here on a product of matrices does not gain.
 MOST_CHUNK_ROWS = 1024
 
 
 def chunk_rows(rows: int, classes: int, itemsize: int) -> int:
-    """Rows whose logits are held at once: an eighth of all, but no fewer than make 16 MiB and no more than 1024, from
-    which on a matrix product does not gain. Logits become their gradient in place, so this is all the extra memory that
-    grows with the number of classes."""
+    """Rows whose logits are held at once: a quarter of all, within the bounds above. Logits become their gradient in
+    place, so this is all the extra memory that grows with the number of classes; torch's form holds three times all."""
     least = LEAST_CHUNK_BYTES // max(1, classes * itemsize)
-    return max(1, min(rows, max(min(-(-rows // 8), MOST_CHUNK_ROWS), least)))
+    return max(1, min(rows, max(min(-(-rows // 4), MOST_CHUNK_ROWS), least)))
 
 
 def _passes(
@@ -46,17 +48,19 @@ def _passes(
     label_smoothing: float,
     chunk_size: int,
     grads: int,
-    grad_rows: Optional[Tensor],
+    grad: Tensor,
+    count: Tensor,
+    reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses of the rows, and the gradients of their sum weighted by ``grad_rows``, chunk by chunk."""
+    """Losses of the rows, and what ``grad``, the gradient of their reduction, gives the inputs, chunk by chunk."""
     rows, classes = hidden.shape[0], weight.shape[0]
-    losses = hidden.new_empty((rows,), dtype=_compute_dtype(hidden.dtype))
-    none = [hidden.new_empty((0,)) for _ in range(3)]
-    dh = torch.empty_like(hidden, memory_format=torch.contiguous_format) if grads & 1 else none[0]
-    dw = torch.zeros_like(weight, memory_format=torch.contiguous_format) if grads & 2 else none[1]
+    losses = []
+    none = hidden.new_empty((0,))
+    dh = torch.empty_like(hidden, memory_format=torch.contiguous_format) if grads & 1 else none
+    dw = torch.empty_like(weight, memory_format=torch.contiguous_format) if grads & 2 else none
     # Summed in float32: a bias of half type would lose what a chunk adds.
-    db = torch.zeros(classes, dtype=_compute_dtype(weight.dtype), device=weight.device) if grads & 4 else none[2]
-    size = chunk_size or chunk_rows(rows, classes, hidden.element_size())
+    db = torch.zeros(classes, dtype=_compute_dtype(weight.dtype), device=weight.device) if grads & 4 else none
+    size = max(1, chunk_size)
     transposed = weight.t()
     logits_room = hidden.new_empty((min(size, rows), classes))
     for start in range(0, rows, size):
@@ -68,15 +72,26 @@ def _passes(
         else:
             torch.addmm(bias.to(h.dtype), h, transposed, out=logits)
         loss, lse, _ = _ce_fwd(logits, t, ignore_index, label_smoothing, 0)
-        losses[part] = loss
+        losses.append(loss)
         if grads:
-            _ce_bwd_(logits, grad_rows[part], t, lse, ignore_index, label_smoothing)
+            _ce_bwd_(logits, grad if reduction else grad[part], t, lse, count, ignore_index, label_smoothing, reduction)
             if grads & 1:
                 torch.mm(logits, weight, out=dh[part])
-            if grads & 2:
+            if grads & 2 and start == 0:
+                torch.mm(logits.t(), h, out=dw)
+            elif grads & 2:
                 dw.addmm_(logits.t(), h)
             if grads & 4:
                 db += logits.sum(0, dtype=db.dtype)
+    if grads & 2 and rows == 0:
+        dw.zero_()
+    losses = (
+        losses[0]
+        if len(losses) == 1
+        else torch.cat(losses)
+        if losses
+        else hidden.new_empty((0,), dtype=_compute_dtype(hidden.dtype))
+    )
     return losses, dh, dw, (db.to(bias.dtype) if grads & 4 else db)
 
 
@@ -88,12 +103,11 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _fwd_impl(hidden, weight, targets, bias, ignore_index, label_smoothing, reduction, chunk_size, grads):
     h, t = _flat(hidden, targets)
     real = _compute_dtype(hidden.dtype)
-    count = (t != ignore_index).sum().to(real)
-    one = torch.ones((), dtype=real, device=h.device)
-    grad_rows = ((one / count) if reduction == 1 else one).expand(t.shape[0]).contiguous() if grads else None
+    count = (t != ignore_index).sum(dtype=real)
+    grad = torch.ones(() if reduction else t.shape, dtype=real, device=h.device)
     options = ignore_index, label_smoothing, chunk_size, grads
     with _BelowAutograd():
-        losses, dh, dw, db = _passes(h, weight, t, bias, *options, grad_rows)
+        losses, dh, dw, db = _passes(h, weight, t, bias, *options, grad, count if reduction else grad[:0], reduction)
     if reduction == 0:
         loss = losses.reshape(targets.shape)
     else:
@@ -105,8 +119,9 @@ def _fwd_impl(hidden, weight, targets, bias, ignore_index, label_smoothing, redu
 def _bwd_impl(grad, hidden, weight, targets, bias, ignore_index, label_smoothing, chunk_size, grads):
     h, t = _flat(hidden, targets)
     rows = grad.reshape(-1).expand(t.shape[0]).contiguous()
+    options = ignore_index, label_smoothing, chunk_size, grads
     with _BelowAutograd():
-        _, dh, dw, db = _passes(h, weight, t, bias, ignore_index, label_smoothing, chunk_size, grads, rows)
+        _, dh, dw, db = _passes(h, weight, t, bias, *options, rows, rows[:0], 0)
     return (dh.reshape(hidden.shape) if grads & 1 else dh), dw, db
 
 
@@ -200,8 +215,7 @@ class _Linear(torch.autograd.Function):
             chunk_size,
         )
         now = ctx.grads if reduction else 0
-        with _BelowAutograd():
-            loss, *formed = _fwd(hidden, weight, targets, bias, ignore_index, label_smoothing, reduction, chunk_size, now)
+        loss, *formed = _fwd_impl(hidden, weight, targets, bias, ignore_index, label_smoothing, reduction, chunk_size, now)
         ctx.save_for_backward(hidden, weight, targets, bias)
         ctx.formed = formed if now else None
         return loss
@@ -213,9 +227,14 @@ class _Linear(torch.autograd.Function):
         else:
             (dh, dw, db), ctx.formed = ctx.formed, None
             for tensor in (dh, dw, db):
-                tensor.mul_(grad)
+                if tensor.numel():
+                    tensor.mul_(grad)
         needs = ctx.needs_input_grad
         return (dh if needs[0] else None), (dw if needs[1] else None), None, (db if needs[3] else None), *(None,) * 4
+
+
+# Without the wrapper of autograd.Function.apply, which looks for functorch transforms: the caller has looked already.
+_linear_apply = super(torch.autograd.Function, _Linear).apply
 
 
 def _check(op: str, hidden: Any, weight: Any, targets: Any, bias: Any, label_smoothing: float, chunk_size: Any) -> None:
@@ -253,7 +272,8 @@ def fused_linear_cross_entropy(
     hidden (..., H), weight (V, H), bias (V,) or None, of one floating dtype; targets (...) int32 or int64. Under autocast
     hidden, weight and bias are cast to its dtype. The gradients to hidden, weight and bias are formed with the losses
     (for 'none' in the backward pass, where the logits are formed again): extra memory is chunk_size x V. chunk_size None:
-    an eighth of the rows, within bounds (:func:`chunk_rows`). Logits are rounded once to the dtype; statistics and losses
+    a quarter of the rows, within bounds (:func:`chunk_rows`); rows that are one chunk are a product and a loss of their own,
+    whose gradients are formed in the backward pass. Logits are rounded once to the dtype; statistics and losses
     are float32 (float64 for float64). Products are torch's, with its precision setting. Differentiable twice, the second
     time with all logits held.
 
@@ -261,18 +281,23 @@ def fused_linear_cross_entropy(
     """
     op = "fused_linear_cross_entropy"
     code = reduction_code(op, reduction)
-    if isinstance(hidden, Tensor) and torch.is_autocast_enabled(hidden.device.type):
+    autocast = isinstance(hidden, Tensor) and torch.is_autocast_enabled(hidden.device.type)
+    if autocast:
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = (
             t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
             for t in (hidden, weight, bias)
         )
     _check(op, hidden, weight, targets, bias, label_smoothing, chunk_size)
-    chunk = chunk_size or 0
+    rows = targets.numel()
+    chunk = chunk_size or chunk_rows(rows, weight.shape[0], hidden.element_size())
     options = ignore_index, label_smoothing, code, chunk
     try:
         # The work itself is not to be cast again.
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False) if autocast else contextlib.nullcontext():
+            if chunk >= rows and not torch.compiler.is_compiling():
+                logits = torch.nn.functional.linear(hidden, weight, bias)
+                return cross_entropy(logits, targets, ignore_index, label_smoothing, reduction)
             if torch._C._are_functorch_transforms_active():
                 loss, counts = _rows(torch.nn.functional.linear(hidden, weight, bias), targets, ignore_index, label_smoothing)
                 return loss if code == 0 else loss.sum() if code == 2 else loss.sum() / counts.sum()
@@ -281,8 +306,8 @@ def fused_linear_cross_entropy(
                 now = _wanted(tuple(wants), bias) if code else 0
                 return _fwd(hidden, weight, targets, bias, *options, now)[0]
             if needs_grad(hidden, weight, bias):
-                return _Linear.apply(hidden, weight, targets, bias, *options)
+                return _linear_apply(hidden, weight, targets, bias, *options)
             with _BelowAutograd():
-                return _fwd(hidden, weight, targets, bias, *options, 0)[0]
+                return _fwd_impl(hidden, weight, targets, bias, *options, 0)[0]
     except RuntimeError as error:
         raise translate(error) from None

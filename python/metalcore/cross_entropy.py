@@ -36,7 +36,7 @@ def _(grad, logits, targets, lse, count, ignore_index, label_smoothing, reductio
 
 
 @torch.library.register_fake("metalcore::cross_entropy_bwd_")
-def _(logits, grad, targets, lse, ignore_index, label_smoothing):
+def _(logits, grad, targets, lse, count, ignore_index, label_smoothing, reduction):
     return logits.new_empty((0,))
 
 

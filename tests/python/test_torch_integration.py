@@ -120,8 +120,8 @@ def _cross_entropy_bwd(x):
 
 def _cross_entropy_bwd_(x):
     for logits, targets, options in _losses(x):
-        loss, lse, _ = ops.cross_entropy_fwd(logits, targets, *options[:2], 0)
-        yield (logits, torch.ones_like(loss), targets, lse, *options[:2]), {}
+        loss, lse, count = ops.cross_entropy_fwd(logits, targets, *options)
+        yield (logits, torch.ones_like(loss), targets, lse, count, *options), {}
 
 
 def _linear_cross_entropy_fwd(x):
@@ -142,7 +142,8 @@ def _kl_div_fwd(x):
 
 def _kl_div_bwd(x):
     for args, _ in _kl_div_fwd(x):
-        yield (ops.kl_div_fwd(*args), *args), {}
+        for wanted in ((True, True), (False, True)):
+            yield (ops.kl_div_fwd(*args), *args, *wanted), {}
 
 
 def _kl_div_topk_fwd(x):

@@ -12,6 +12,8 @@ use metalcore::{Element, Result};
 mod adamw;
 #[path = "../src/ops/cross_entropy/bench.rs"]
 mod cross_entropy;
+#[path = "../src/ops/kl_div/bench.rs"]
+mod kl_div;
 #[path = "../src/ops/layer_norm/bench.rs"]
 mod layer_norm;
 #[path = "../src/ops/qr/bench.rs"]
@@ -69,6 +71,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, layer_norm);
+    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm);
     bench.criterion.final_summary();
 }

@@ -63,6 +63,7 @@ pub fn all() -> Vec<Unit> {
     let units = [
         ops::adamw::units(),
         ops::cross_entropy::units(),
+        ops::kl_div::units(),
         ops::layer_norm::units(),
         ops::qr::units(),
         ops::rms_norm::units(),

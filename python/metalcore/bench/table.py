@@ -125,7 +125,7 @@ def head_lines(machine: dict[str, Any]) -> list[str]:
 
 
 def memory_rows(rows: Sequence[dict[str, Any]]) -> list[Cells]:
-    """op, shape, dtype, optimizer, state MB, step MB of the rows whose memory was measured."""
+    """op, shape, dtype, whose, MB kept (state of an optimizer, gradients), MB needed beside them in a call; where measured."""
     cells = []
     for row in rows:
         for name, sizes in (row.get("memory") or {}).items():
@@ -137,7 +137,7 @@ def memory_rows(rows: Sequence[dict[str, Any]]) -> list[Cells]:
     return cells
 
 
-MEMORY_COLUMNS = ("op", "shape", "dtype", "optimizer", "state MB", "extra MB in a step")
+MEMORY_COLUMNS = ("op", "shape", "dtype", "whose", "kept MB", "extra MB in a call")
 DEMO_COLUMNS = ("norm and optimizer", "ms / step", "tokens / s", "optimizer state MB", "first loss", "last loss")
 HOST_COLUMNS = ("op", "shape", "grad", "ours µs", "torch µs", "difference µs", "tag")
 

@@ -7,11 +7,12 @@ use metalcore::ops::cross_entropy::{Backward, BackwardArgs, CrossEntropy, Forwar
 use metalcore::{Error, Result};
 
 /// `reduction`: 0 none, 1 mean, 2 sum. `count`, the number of rows that are not ignored, is empty without a reduction.
-/// `cross_entropy_bwd_` is without one; it returns an empty tensor, as an operator returns something.
+/// The gradient is one number where there is a reduction. `cross_entropy_bwd_`, whose rows may be a part of those that
+/// `count` counts, returns an empty tensor, as an operator returns something.
 pub const OPERATORS: &[Operator] = &[
     operator!(cross_entropy_fwd: "(Tensor logits, Tensor targets, int ignore_index, float label_smoothing, int reduction) -> (Tensor loss, Tensor lse, Tensor count)"),
     operator!(cross_entropy_bwd: "(Tensor grad, Tensor logits, Tensor targets, Tensor lse, Tensor count, int ignore_index, float label_smoothing, int reduction) -> Tensor"),
-    operator!(cross_entropy_bwd_: "(Tensor(a!) logits, Tensor grad, Tensor targets, Tensor lse, int ignore_index, float label_smoothing) -> Tensor"),
+    operator!(cross_entropy_bwd_: "(Tensor(a!) logits, Tensor grad, Tensor targets, Tensor lse, Tensor count, int ignore_index, float label_smoothing, int reduction) -> Tensor"),
 ];
 
 const OP: &str = "cross_entropy";
@@ -108,25 +109,8 @@ where
 {
     host.check_place(OP, "logits", &logits)?;
     let problem = problem(host, &logits, &targets, ignore_index, label_smoothing, reduction)?;
-    let rows = host.shape(&targets);
-    let reduces = problem.reduction != Reduction::None;
-    same(host, &problem, ("grad", &grad), if reduces { &[] } else { &rows })?;
-    same(host, &problem, ("lse", &lse), &rows)?;
-    same(host, &problem, ("count", &count), if reduces { &[] } else { &[0] })?;
     let dx = host.empty(&host.shape(&logits), problem.dtype)?;
-    let [grad, logits, targets] = [host.contiguous(grad)?, host.contiguous(logits)?, host.contiguous(targets)?];
-    let [lse, count] = [host.contiguous(lse)?, host.contiguous(count)?];
-    let [grad_buffer, logits_buffer, targets_buffer, lse_buffer, count_buffer, dx_buffer] =
-        [&grad, &logits, &targets, &lse, &count, &dx].map(|t| host.buffer(t));
-    let args = BackwardArgs {
-        grad: &grad_buffer,
-        logits: Some(&logits_buffer),
-        targets: &targets_buffer,
-        lse: &lse_buffer,
-        count: (problem.reduction == Reduction::Mean).then_some(&count_buffer),
-        dx: &dx_buffer,
-    };
-    host.device().run(&Backward(problem), args)?;
+    backward(host, problem, Some(logits), &dx, grad, targets, lse, count)?;
     Ok(dx)
 }
 
@@ -136,30 +120,55 @@ fn cross_entropy_bwd_<H: Host>(
     grad: H::Tensor,
     targets: H::Tensor,
     lse: H::Tensor,
+    count: H::Tensor,
     ignore_index: i64,
     label_smoothing: f64,
+    reduction: i64,
 ) -> Result<H::Tensor>
 where
     H::Device: Run<Backward>,
 {
-    let problem = problem(host, &logits, &targets, ignore_index, label_smoothing, 0)?;
-    let rows = host.shape(&targets);
-    same(host, &problem, ("grad", &grad), &rows)?;
-    same(host, &problem, ("lse", &lse), &rows)?;
+    let problem = problem(host, &logits, &targets, ignore_index, label_smoothing, reduction)?;
     if !host.is_contiguous(&logits) {
         let (got, expected) = ("strided logits".to_owned(), "contiguous ones, which are written to".to_owned());
         return Err(Error::Argument { op: OP, argument: "logits", got, expected });
     }
-    let [grad, targets, lse] = [host.contiguous(grad)?, host.contiguous(targets)?, host.contiguous(lse)?];
-    let [grad_buffer, targets_buffer, lse_buffer, dx_buffer] = [&grad, &targets, &lse, &logits].map(|t| host.buffer(t));
+    backward(host, problem, None, &logits, grad, targets, lse, count)?;
+    host.empty(&[0], problem.dtype)
+}
+
+/// The gradient to `dx`, which holds the logits where there are none beside it.
+fn backward<H: Host>(
+    host: &H,
+    problem: CrossEntropy,
+    logits: Option<H::Tensor>,
+    dx: &H::Tensor,
+    grad: H::Tensor,
+    targets: H::Tensor,
+    lse: H::Tensor,
+    count: H::Tensor,
+) -> Result<()>
+where
+    H::Device: Run<Backward>,
+{
+    let rows = host.shape(&targets);
+    let reduces = problem.reduction != Reduction::None;
+    same(host, &problem, ("grad", &grad), if reduces { &[] } else { &rows })?;
+    same(host, &problem, ("lse", &lse), &rows)?;
+    same(host, &problem, ("count", &count), if reduces { &[] } else { &[0] })?;
+    let logits = logits.map(|logits| host.contiguous(logits)).transpose()?;
+    let [grad, targets] = [host.contiguous(grad)?, host.contiguous(targets)?];
+    let [lse, count] = [host.contiguous(lse)?, host.contiguous(count)?];
+    let [grad_buffer, targets_buffer, lse_buffer, count_buffer, dx_buffer] =
+        [&grad, &targets, &lse, &count, dx].map(|t| host.buffer(t));
+    let logits_buffer = logits.as_ref().map(|logits| host.buffer(logits));
     let args = BackwardArgs {
         grad: &grad_buffer,
-        logits: None,
+        logits: logits_buffer.as_ref(),
         targets: &targets_buffer,
         lse: &lse_buffer,
-        count: None,
+        count: (problem.reduction == Reduction::Mean).then_some(&count_buffer),
         dx: &dx_buffer,
     };
-    host.device().run(&Backward(problem), args)?;
-    host.empty(&[0], problem.dtype)
+    host.device().run(&Backward(problem), args)
 }

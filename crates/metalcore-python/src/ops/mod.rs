@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod cross_entropy;
+pub mod kl_div;
 pub mod layer_norm;
 pub mod qr;
 pub mod rms_norm;
@@ -18,6 +19,7 @@ const OPERATORS: &[&[Operator]] = &[
     softmax::OPERATORS,
     cross_entropy::OPERATORS,
     layer_norm::OPERATORS,
+    kl_div::OPERATORS,
 ];
 
 /// Every operator.

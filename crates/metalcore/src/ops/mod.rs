@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod cross_entropy;
+pub mod kl_div;
 pub mod layer_norm;
 pub mod qr;
 pub mod rms_norm;

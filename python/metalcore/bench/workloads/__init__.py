@@ -25,7 +25,12 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
-    Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
+    Selector(
+        "losses",
+        "Losses: cross entropy, alone and of a linear layer; Kullback-Leibler divergence",
+        cross_entropy.cases,
+        cross_entropy.host_calls,
+    ),
     Selector(
         "layernorm", "Layer norm and fused add + layer norm: forward, forward + backward", layer_norm.cases, layer_norm.host_calls
     ),

@@ -1,23 +1,26 @@
-"""Cross entropy of logits, and of a linear layer's outputs that are never held at once: forward, forward + backward."""
+"""Cross entropy of logits, and of a linear layer's outputs that are never held at once; Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import metalcore
+from metalcore._linear_cross_entropy import chunk_rows
 
-from .. import peers
+from .. import memory, peers
 from ..accuracy import Gate, excess, gamma, rounding, wide
 from ..rows import Call, Case, Context, Cost, HostCall, Peer, Row, copies_needed, times
 
 SHAPES = ((32, 32000), (128, 32000), (256, 32000), (512, 128256), (4096, 128256))
 QUICK = ((256, 32000),)
 GPU_ONLY = ((4096, 128256),)
+DIVERGENCE = ((256, 32000), (4096, 128256))
 # rows, hidden, classes
 LINEAR = ((64, 256, 4096), (512, 1024, 32000), (4096, 4096, 128256))
 LINEAR_GPU_ONLY = ((4096, 4096, 128256),)
@@ -43,6 +46,19 @@ def cases(context: Context) -> Iterator[Case]:
                     quick=shape in QUICK,
                     gpu_only=shape in GPU_ONLY,
                     memory_bytes=4 * size,
+                )
+    for backward in (False, True):
+        for shape in DIVERGENCE:
+            for dtype in context.dtypes_or(torch.float32, torch.bfloat16):
+                size = math.prod(shape) * dtype.itemsize
+                yield Case(
+                    op=f"kl_div {'fwd+bwd' if backward else 'fwd'}",
+                    shape=times(*shape),
+                    dtype=dtype,
+                    cost=Cost((5 if backward else 2) * size),
+                    build=lambda shape=shape, dtype=dtype, backward=backward: build_divergence(context, shape, dtype, backward),
+                    gpu_only=shape in GPU_ONLY,
+                    memory_bytes=12 * size,
                 )
     for shape in LINEAR:
         for dtype in context.dtypes_or(torch.float32, torch.bfloat16):
@@ -120,6 +136,36 @@ def build(context: Context, shape: tuple[int, int], dtype: torch.dtype, backward
     return Row(ours=wrap(metalcore.cross_entropy), peers=rivals, check=check, copies=copies, skipped=skipped)
 
 
+def build_divergence(context: Context, shape: tuple[int, int], dtype: torch.dtype, backward: bool) -> Row:
+    """A teacher's and a student's log-probabilities; the gradient is the student's."""
+    log_p, log_q = (gaussian(context, *shape).mul_(scale).log_softmax(-1).to(dtype) for scale in (3, 2))
+    log_q.requires_grad_(backward)
+
+    def wrap(loss: Loss) -> Call:
+        def call(copy: int) -> tuple[Tensor, ...]:
+            value = loss(log_p, log_q)
+            return (value, *torch.autograd.grad(value, log_q)) if backward else (value,)
+
+        return call
+
+    def check(copy: int, result: Any) -> list[Gate]:
+        total, spread = 0.0, 0.0
+        for x, y in zip(log_p.split(CHECKED_ROWS), log_q.detach().split(CHECKED_ROWS)):
+            x, y = wide(x), wide(y)
+            terms = x.exp() * (x - y)
+            total, spread = total + terms.sum(), spread + terms.abs().sum()
+        bound = (gamma(shape[1], dtype) + gamma(shape[0], dtype)) * spread
+        gates = [Gate("loss", excess(result[0], total / shape[0], bound / shape[0]))]
+        if backward:
+            p = wide(log_p[:CHECKED_ROWS]).exp() / shape[0]
+            limit = (rounding(dtype) + gamma(shape[1], dtype) * (1 - wide(log_p[:CHECKED_ROWS]))) * p
+            gates.append(Gate("dq", excess(result[1][:CHECKED_ROWS], -p, limit)))
+        return gates
+
+    rivals, skipped = rivals_of(context, wrap, lambda p, q: F.kl_div(q, p, log_target=True, reduction="batchmean"))
+    return Row(ours=wrap(metalcore.kl_div), peers=rivals, check=check, skipped=skipped)
+
+
 def gradient_excess(logits: Tensor, targets: Tensor, got: Tensor) -> float:
     """Worst |error| / bound of the gradient of the mean in the first rows."""
     counted = int((targets != -100).sum())
@@ -179,7 +225,33 @@ def build_linear(context: Context, shape: tuple[int, int, int], dtype: torch.dty
         return [Gate("loss", excess(got, want, 2 * unit * logits.abs().amax() + gamma(classes, dtype) * 3 * want.abs()))]
 
     rivals, skipped = rivals_of(context, wrap, lambda h, w, t: F.cross_entropy(F.linear(h, w), t))
-    return Row(ours=wrap(metalcore.fused_linear_cross_entropy), peers=rivals, check=check, skipped=skipped)
+    if "torch" in context.peers:
+        rivals["torch, chunks"] = Peer(lambda copy: in_chunks(h.detach(), w.detach(), targets))
+    ours = wrap(metalcore.fused_linear_cross_entropy)
+    calls = {"ours": ours, **{name: peer.call for name, peer in rivals.items() if name in ("torch", "torch, chunks")}}
+    memory = functools.partial(memory_of, context, calls, h.nbytes + w.nbytes) if context.device.type == "cuda" else None
+    return Row(ours=ours, peers=rivals, check=check, skipped=skipped, memory=memory)
+
+
+def in_chunks(h: Tensor, w: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients in torch's operations with as many logits at once as ours holds: what a user would write."""
+    counted = (targets != -100).sum()
+    loss, dh, dw = torch.zeros((), device=h.device), torch.empty_like(h), torch.zeros_like(w)
+    size = chunk_rows(h.shape[0], w.shape[0], h.element_size())
+    for part, to, t in zip(h.split(size), dh.split(size), targets.split(size)):
+        logits = F.linear(part, w).requires_grad_()
+        value = F.cross_entropy(logits, t, reduction="sum") / counted
+        (d,) = torch.autograd.grad(value, logits)
+        loss += value.detach()
+        torch.mm(d, w, out=to)
+        dw.addmm_(d.t(), part)
+    return loss, dh, dw
+
+
+def memory_of(context: Context, calls: dict[str, Call], kept: int) -> dict[str, dict[str, Optional[int]]]:
+    """Gradients, and what a call needs beside them."""
+    peaks = {name: memory.step_bytes(context.device, functools.partial(call, 0)) for name, call in calls.items()}
+    return {name: {"state_bytes": kept, "step_bytes": peak and peak - kept} for name, peak in peaks.items()}
 
 
 def host_calls(context: Context) -> Iterator[HostCall]:
