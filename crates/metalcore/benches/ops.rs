@@ -8,6 +8,8 @@ use criterion::{Criterion, Throughput};
 use metalcore::device::{Device, cpu::Cpu};
 use metalcore::{Element, Result};
 
+#[path = "../src/ops/activations/bench.rs"]
+mod activations;
 #[path = "../src/ops/adamw/bench.rs"]
 mod adamw;
 #[path = "../src/ops/qr/bench.rs"]
@@ -61,6 +63,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, qr, rms_norm);
+    bench_all!(adamw, activations, qr, rms_norm);
     bench.criterion.final_summary();
 }

@@ -60,5 +60,8 @@ impl Unit {
 
 /// All of them.
 pub fn all() -> Vec<Unit> {
-    [ops::qr::units(), ops::rms_norm::units(), ops::adamw::units()].into_iter().flatten().collect()
+    [ops::qr::units(), ops::activations::units(), ops::rms_norm::units(), ops::adamw::units()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

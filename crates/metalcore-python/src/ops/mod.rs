@@ -1,5 +1,6 @@
 //! One file per operation: its operators, written once over `Host`.
 
+pub mod activations;
 pub mod adamw;
 pub mod qr;
 pub mod rms_norm;
@@ -7,7 +8,7 @@ pub mod rms_norm;
 use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
-const OPERATORS: &[&[Operator]] = &[qr::OPERATORS, rms_norm::OPERATORS];
+const OPERATORS: &[&[Operator]] = &[activations::OPERATORS, qr::OPERATORS, rms_norm::OPERATORS];
 
 /// Every operator.
 pub fn all() -> impl Iterator<Item = &'static Operator> + Clone {

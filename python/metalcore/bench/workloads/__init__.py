@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import adamw, qr, rms_norm
+from . import activations, adamw, qr, rms_norm
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,15 @@ class Selector:
 SELECTORS: tuple[Selector, ...] = (
     Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
+    Selector(
+        "activations",
+        "GELU, SiLU, their bias forms, SwiGLU and GEGLU: forward, forward + backward",
+        activations.cases,
+        activations.host_calls,
+    ),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
 GROUPS: dict[str, Sequence[str]] = {
-    "training": ("rmsnorm", "adamw"),
+    "training": ("rmsnorm", "activations", "adamw"),
 }

@@ -4,9 +4,11 @@
 //! processor has (AVX-512, AVX2 with FMA, NEON, or one element at a time). [`Real`] names the vector operations once
 //! for float32 and float64. Products and sums written `mul_add` are fused where the processor can.
 
+mod exp;
 mod storage;
 pub mod stream;
 
+pub use exp::polynomial;
 use pulp::bytemuck::Pod;
 pub use pulp::{Simd, WithSimd};
 pub use storage::Storage;
@@ -105,6 +107,8 @@ pub trait Real:
     fn mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     /// c - a * b
     fn neg_mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
+    /// exp of each lane, none of which is positive.
+    fn vexp<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// Square root of each lane, correctly rounded.
     fn vsqrt<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// Magnitude of each lane.
@@ -136,7 +140,8 @@ macro_rules! real {
      reduction { $($reduction_name:ident = $reduction:ident),* }
      quadruples { $($quad_name:ident = $quad:ident),* }
      $borrow:ident, $get:expr, $put:ident, $as_vectors:ident, $as_vectors_mut:ident, $load:ident, $store:ident,
-     $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident) => {
+     $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident,
+     $exp:path) => {
         impl Real for $t {
             type Vector<S: Simd> = S::$vector;
             type Mask<S: Simd> = S::$mask;
@@ -219,6 +224,10 @@ macro_rules! real {
                 simd.$or(simd.$and(simd.$splat(-0.0), simd.$not(b)), simd.$abs(a))
             }
             #[inline(always)]
+            fn vexp<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
+                $exp(simd, a)
+            }
+            #[inline(always)]
             fn less<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$mask {
                 simd.$less(a, b)
             }
@@ -241,7 +250,7 @@ real! {
     reduction { sum = reduce_sum_f32s, largest = reduce_max_f32s }
     quadruples { from_quadruples = deinterleave_shfl_f32s, to_quadruples = interleave_shfl_f32s }
     as_f32, Storage::to_f32, from_f32, as_simd_f32s, as_mut_simd_f32s, load_f32, store_f32,
-    splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s
+    splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s, exp::exp_f32
 }
 real! {
     f64, u64, f64s, m64s, F64_LANES, bias 1023, mantissa 52;
@@ -251,7 +260,7 @@ real! {
     reduction { sum = reduce_sum_f64s, largest = reduce_max_f64s }
     quadruples { from_quadruples = deinterleave_shfl_f64s, to_quadruples = interleave_shfl_f64s }
     as_f64, Storage::exact, round_f64, as_simd_f64s, as_mut_simd_f64s, load_f64, store_f64,
-    splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s
+    splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s, exp::exp_f64
 }
 
 /// Lets tests run kernels as on a lesser processor.

@@ -86,7 +86,7 @@ impl Plan {
             entry,
             threads: self.threads_per_row * self.rows_per_group,
             defines: smallvec![
-                float64(norm),
+                float64(norm.dtype),
                 Word("RMS_T", norm.dtype.kernel_word()),
                 Word("RMS_W", norm.weight.unwrap_or(norm.dtype).kernel_word()),
                 Number("RMS_WEIGHT", u32::from(norm.weight.is_some())),
@@ -102,18 +102,31 @@ impl Plan {
     }
 }
 
-fn float64(norm: &Norm) -> Define {
-    Define::Number("GK_F64", u32::from(norm.dtype == DType::F64))
+fn float64(dtype: DType) -> Define {
+    Define::Number("GK_F64", u32::from(dtype == DType::F64))
 }
 
-fn weight_spec(norm: &Norm) -> Spec {
-    let weight = norm.weight.unwrap_or(norm.dtype).kernel_word();
+/// The ordered sum of parts computed for `dtype` into `weight`.
+fn weight_spec(dtype: DType, weight: DType) -> Spec {
     Spec {
         source: &WEIGHT_GRAD,
         entry: "rms_norm_dw",
         threads: 1024,
-        defines: smallvec![float64(norm), Define::Word("RMS_W", weight)],
+        defines: smallvec![float64(dtype), Define::Word("RMS_W", weight.kernel_word())],
     }
+}
+
+/// sum[i] = ordered sum over slots of parts[slot, i]; parts in the type that `dtype` is computed in, the sum in `weight`.
+pub(crate) fn sum_of_slots<D: Gpu>(
+    device: &D,
+    parts: &D::Buffer,
+    (slots, cols): (usize, usize),
+    sum: &D::Buffer,
+    (dtype, weight): (DType, DType),
+) -> Result<()> {
+    let words = WeightSizes { slots: slots as u32, cols: cols as u32 }.words();
+    let list = [Arg::Buffer(parts), Arg::Buffer(sum), Arg::Params(&words)];
+    device.launch(&weight_spec(dtype, weight), cols.div_ceil(32), &list)
 }
 
 impl<D: Gpu> Run<Forward> for D {
@@ -156,9 +169,8 @@ impl<D: Gpu> Run<Backward> for D {
         list.push(Arg::Params(&words));
         self.launch(&plan.spec(norm, Pass::Backward, args.d_sum.is_some()), groups, &list)?;
         if let Some(dw) = args.dw {
-            let words = WeightSizes { slots: slots as u32, cols: norm.cols as u32 }.words();
-            let list = [Arg::Buffer(&parts), Arg::Buffer(dw), Arg::Params(&words)];
-            self.launch(&weight_spec(norm), norm.cols.div_ceil(32), &list)?;
+            let weight = norm.weight.unwrap_or(norm.dtype);
+            sum_of_slots(self, &parts, (slots, norm.cols), dw, (norm.dtype, weight))?;
         }
         Ok(())
     }
@@ -176,7 +188,7 @@ pub(crate) fn units() -> Vec<Unit> {
             let passes =
                 [(Pass::Forward, false), (Pass::Backward, false), (Pass::Forward, true), (Pass::Backward, true)];
             let all = passes.map(|(pass, add)| Plan::new(&norm, pass, true).spec(&norm, pass, add));
-            for spec in all.into_iter().chain(weight.map(|_| weight_spec(&norm))) {
+            for spec in all.into_iter().chain(weight.map(|weight| weight_spec(dtype, weight))) {
                 if !specs.contains(&spec) {
                     specs.push(spec);
                 }
