@@ -27,7 +27,9 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _slope(dy: Tensor, x: Tensor, tanh: Optional[bool] = None) -> Tensor:
     """dy f'(x): of silu without ``tanh``, else of that form of gelu."""
     if tanh is None:
-        return _aten.silu_backward(dy, x)
+        h, d = _wide(x, dy)
+        s = h.sigmoid()
+        return (d * s * (1 + h * (1 - s))).to(x.dtype)
     return _aten.gelu_backward(dy, x, approximate="tanh" if tanh else "none")
 
 

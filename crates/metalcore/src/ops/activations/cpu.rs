@@ -437,6 +437,7 @@ impl Tail for f32 {
     const CENTRE: f64 = 3.0;
     #[inline(always)]
     fn mills<S: Simd>(simd: S, t: S::f32s) -> S::f32s {
+        #[allow(clippy::excessive_precision, reason = "nine digits name a float32, seventeen a float64")]
         const COEFFICIENTS: [f32; 9] = [
             7.290_836_573e-1,
             -5.093_319_416e-1,
@@ -456,6 +457,7 @@ impl Tail for f64 {
     const CENTRE: f64 = 6.0;
     #[inline(always)]
     fn mills<S: Simd>(simd: S, t: S::f64s) -> S::f64s {
+        #[allow(clippy::excessive_precision, reason = "nine digits name a float32, seventeen a float64")]
         const COEFFICIENTS: [f64; 23] = [
             0.7773517718933622,
             -0.7010090295908655,

@@ -7,7 +7,9 @@
 
 use super::{MOST_LANES, Real, Simd};
 
+#[allow(clippy::excessive_precision, reason = "nine digits name a float32, seventeen a float64")]
 const EXP_F32: [f32; 5] = [0.5, 0.166_665_763, 0.041_666_552_4, 0.008_363_232_95, 0.001_392_625_04];
+#[allow(clippy::excessive_precision, reason = "nine digits name a float32, seventeen a float64")]
 const EXP_F64: [f64; 10] = [
     0.500_000_000_000_000_1,
     0.166_666_666_666_666_69,
