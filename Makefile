@@ -40,6 +40,7 @@ test: ## All tests on every device that is there; at the end a line for each dev
 	@$(RUN) tests/summary.py
 
 test-nightly: test test-unwritten ## The same, and what takes longer: exhaustive tests, every bench once, the scaffold
+	$(RUN) -m pip install --quiet --disable-pip-version-check transformers
 	$(PYTEST) --nightly
 	METALCORE_EMULATE=1 $(PYTEST) --nightly
 	$(RUN) benchmark.py --lite --device all

@@ -15,15 +15,23 @@ from torch import Tensor
 __all__ = [
     "bias_gelu_fwd",
     "bias_silu_fwd",
+    "cross_entropy_fwd",
     "fused_add_rmsnorm",
+    "fused_softmax",
     "gelu_bwd",
     "gelu_fwd",
+    "kl_div_fwd",
+    "kl_div_topk_fwd",
     "qr",
     "qr_batched",
     "rmsnorm_bwd",
     "rmsnorm_fwd",
+    "rope_bwd",
+    "rope_fwd",
+    "rope_fwd_qk",
     "silu_bwd",
     "silu_fwd",
+    "softmax_bwd",
     "swiglu_bwd_strided",
     "swiglu_fwd",
 ]
@@ -125,3 +133,53 @@ def swiglu_bwd_strided(d_h: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, T
     """As :func:`metalcore.swiglu_bwd`: any shape and strides."""
     _no_grad("swiglu_bwd_strided", "swiglu", d_h, gate, up)
     return metalcore.swiglu_bwd(d_h, gate, up)
+
+
+def rope_fwd(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotary embedding of one tensor (B, S, H, D); as :func:`metalcore.rope_forward`."""
+    _no_grad("rope_fwd", "rope_forward", x, cos, sin)
+    return metalcore.rope_forward(x, cos, sin)
+
+
+def rope_bwd(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of x from that of :func:`rope_fwd`'s result."""
+    _no_grad("rope_bwd", "rope_forward", dy, cos, sin)
+    check_tensors("rope_bwd", dy=dy, cos=cos, sin=sin)
+    return _call(torch.ops.metalcore.rope_bwd.default, dy, None, cos, sin, None, 2)[0]
+
+
+def rope_fwd_qk(Q: Tensor, K: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q', K') of Q (B, S, Hq, D) and K (B, S, Hk, D), in one launch; as :func:`metalcore.rope_fwd`."""
+    _no_grad("rope_fwd_qk", "rope_fwd", Q, K, cos, sin)
+    return metalcore.rope_fwd(Q, K, cos, sin)
+
+
+def fused_softmax(x: Tensor, dim: int) -> Tensor:
+    """Softmax over ``dim``; as :func:`metalcore.fused_softmax`."""
+    _no_grad("fused_softmax", "fused_softmax", x)
+    return metalcore.fused_softmax(x, dim)
+
+
+def softmax_bwd(probs: Tensor, d_probs: Tensor) -> Tensor:
+    """dx = probs (d_probs - sum of probs d_probs) over the last dimension: the gradient of softmax from its result."""
+    _no_grad("softmax_bwd", "fused_softmax", probs, d_probs)
+    check_tensors("softmax_bwd", probs=probs, d_probs=d_probs)
+    return _call(torch.ops.metalcore.softmax_bwd.default, probs, d_probs)
+
+
+def cross_entropy_fwd(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """Loss of each row of logits (..., V), float32 (float64 for float64); 0 where the target is ignore_index."""
+    _no_grad("cross_entropy_fwd", "cross_entropy", logits)
+    return metalcore.cross_entropy(logits, targets, ignore_index, 0.0, "none")
+
+
+def kl_div_fwd(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Sum over the last dimension of p (log p - log q), float32 (...) (float64 for float64); log_p is the teacher."""
+    _no_grad("kl_div_fwd", "kl_div", log_p, log_q)
+    return metalcore.kl_div(log_p, log_q, "none")
+
+
+def kl_div_topk_fwd(log_p: Tensor, log_q: Tensor, idx: Tensor, k: int) -> Tensor:
+    """The same over the classes in the first k columns of idx (..., at least k)."""
+    _no_grad("kl_div_topk_fwd", "kl_div_topk", log_p, log_q)
+    return metalcore.kl_div_topk(log_p, log_q, idx, k, "none")

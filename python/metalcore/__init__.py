@@ -7,6 +7,8 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
+from ._kl_div import kl_div, kl_div_topk
+from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .activations import (
     MetalGELU,
@@ -20,8 +22,20 @@ from .activations import (
     swiglu_bwd,
 )
 from .adamw import MetalAdamW
+from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
+from .cross_entropy import cross_entropy
+from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
+from .rope import RotaryEmbedding, apply_rotary_pos_emb, apply_rotary_pos_emb_single, rope_forward, rope_fwd
+from .softmax import MetalSoftmax, fused_softmax
+from .transformers_patch import (
+    apply_to,
+    patch_transformers_rmsnorm,
+    patch_transformers_rope,
+    patch_transformers_swiglu,
+    unpatch,
+)
 
 __version__ = _version("metalcore")
 __all__ = [
@@ -31,19 +45,41 @@ __all__ = [
     "MetalGELU",
     "MetalRMSNorm",
     "MetalSiLU",
+    "MetalSoftmax",
     "RMSNormFunction",
+    "RotaryEmbedding",
+    "apply_rotary_pos_emb",
+    "apply_rotary_pos_emb_single",
+    "apply_to",
     "bias_gelu",
     "bias_silu",
     "config",
+    "cross_entropy",
+    "disable_pytorch_overrides",
+    "enable_pytorch_overrides",
     "fused_add_rmsnorm",
+    "fused_linear_cross_entropy",
+    "fused_softmax",
     "geglu",
+    "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",
+    "is_patched",
+    "kl_div",
+    "kl_div_topk",
     "metal_gelu",
     "metal_silu",
+    "patch_comfy",
+    "patch_transformers_rmsnorm",
+    "patch_transformers_rope",
+    "patch_transformers_swiglu",
     "qr",
     "qr_batched",
     "rms_norm",
+    "rope_forward",
+    "rope_fwd",
     "swiglu",
     "swiglu_bwd",
+    "unpatch",
+    "unpatch_comfy",
 ]

@@ -2,8 +2,8 @@
 
 import re
 
-_CLASSES = {c.__name__: c for c in (ValueError, TypeError, NotImplementedError, RuntimeError)}
-_TAG = re.compile(r"\[(ValueError|TypeError|NotImplementedError|RuntimeError)\] ([^\n]*)")
+_CLASSES = {c.__name__: c for c in (ValueError, TypeError, IndexError, NotImplementedError, RuntimeError)}
+_TAG = re.compile(rf"\[({'|'.join(_CLASSES)})\] ([^\n]*)")
 
 
 def translate(error: Exception) -> Exception:

@@ -79,6 +79,19 @@ def needs_grad(*tensors: "torch.Tensor | None") -> bool:
     return False
 
 
+def grad_tracked(*tensors: "torch.Tensor | None") -> bool:
+    """Whether functorch's grad looks at one of them: torch.library's own autograd cannot be entered then."""
+    return any(t is not None and torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
+
+
+def autocast_to_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as an operation takes it that autocast runs in float32: half types widened under autocast."""
+    if tensor.dtype in _HALVES and torch.is_autocast_enabled(tensor.device.type):
+        return tensor.float()
+    return tensor
+
+
+_HALVES = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_float64, check_tensors, needs_grad, same_device
+from ._operators import check_float64, check_tensors, grad_tracked, needs_grad, same_device
 
 _fwd = torch.ops.metalcore.rms_norm_fwd.default
 _bwd = torch.ops.metalcore.rms_norm_bwd.default
@@ -184,13 +184,8 @@ class _TransformedAddNorm(torch.autograd.Function):
         return dx, dx, _dw(ctx, weight, dw), None, None
 
 
-def _grad_tracked(*tensors: Optional[Tensor]) -> bool:
-    """Whether functorch's grad looks at one of them: torch.library's own autograd cannot be entered then."""
-    return any(t is not None and torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
-
-
 def _transformed_fwd(x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> tuple[Tensor, Tensor]:
-    function = _TransformedNorm.apply if _grad_tracked(x, weight) else _fwd
+    function = _TransformedNorm.apply if grad_tracked(x, weight) else _fwd
     return function(x, weight, normalized, eps)
 
 
@@ -308,7 +303,7 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Optional[Tensor],
         if _is_compiling():
             return _add_fwd(input, residual, weight, 1, eps)[:2]
         if _transforms_active():
-            function = _TransformedAddNorm.apply if _grad_tracked(input, residual, weight) else _add_fwd
+            function = _TransformedAddNorm.apply if grad_tracked(input, residual, weight) else _add_fwd
             return function(input, residual, weight, 1, eps)[:2]
         if needs_grad(input, residual, weight):
             return _add_norm_apply(input, residual, weight, 1, eps)

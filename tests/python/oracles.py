@@ -1,5 +1,5 @@
-"""What rms_norm, the activations and adamw should give, with the bounds of the accuracy contract: plain formulas in
-float64 (long double for float64 tensors) on the values as they are stored.
+"""What the operations should give, with the bounds of the accuracy contract: plain formulas in float64 (long double for
+float64 tensors) on the values as they are stored.
 """
 
 from __future__ import annotations
@@ -89,6 +89,48 @@ def activation(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _longdouble(value: mpmath.mpf) -> np.longdouble:
     return np.longdouble(mpmath.nstr(value, 25))
+
+
+# --- rope -----------------------------------------------------------------------------------------
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, ids: Tensor | None, unsqueeze_dim: int, back: bool = False) -> Bounded:
+    """Rotated heads, or (``back``) their gradient."""
+    values, c, s = exact(x), exact(cos), exact(sin)
+    seq, half = x.shape[3 - unsqueeze_dim], x.shape[3] // 2
+    c, s = (t[..., :seq, :] if ids is None else t[ids.cpu().numpy()] for t in (c, s))
+    c, s = (np.expand_dims(t if t.ndim == 3 else t[None], unsqueeze_dim) for t in (c, s))
+    x1, x2 = values[..., :half], values[..., half:]
+    c1, s1, c2, s2 = c[..., :half], s[..., :half], c[..., c.shape[-1] - half :], s[..., s.shape[-1] - half :]
+    first, second = ((x1 * c1, x2 * s2), (x2 * c2, -x1 * s1)) if back else ((x1 * c1, -x2 * s1), (x2 * c2, x1 * s2))
+    y = np.concatenate([sum(first), sum(second)], -1)
+    spread = np.concatenate([np.abs(a) + np.abs(b) for a, b in (first, second)], -1)
+    return Bounded(y, rho(x.dtype) * np.abs(y) + 4 * working_roundoff(x.dtype) * spread)
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+
+def softmax(x: Tensor, dim: int) -> Bounded:
+    """p over one dimension. Below the smallest normal number a device may have none."""
+    values = exact(x)
+    if not values.size:
+        return Bounded(values, values)
+    distance = values.max(dim, keepdims=True) - values
+    terms = np.exp(-distance)
+    p = terms / terms.sum(dim, keepdims=True)
+    w = working_roundoff(x.dtype)
+    bound = (rho(x.dtype) + gamma(x.shape[dim], x.dtype) + w * distance) * p
+    return Bounded(p, bound + (0.0 if x.dtype == torch.float64 else 2.0**-126))
+
+
+def softmax_backward(p: Tensor, dp: Tensor, dim: int) -> Bounded:
+    """dx from p as it was returned."""
+    y, g = exact(p), exact(dp)
+    dx = y * (g - (y * g).sum(dim, keepdims=True))
+    size = np.abs(y * g) + np.abs(y) * np.abs(y * g).sum(dim, keepdims=True)
+    bound = rho(p.dtype) * np.abs(dx) + 2 * gamma(p.shape[dim], p.dtype) * size
+    return Bounded(dx, bound + (0.0 if p.dtype == torch.float64 else 2.0**-126))
 
 
 # --- adamw ----------------------------------------------------------------------------------------

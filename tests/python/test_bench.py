@@ -175,14 +175,14 @@ def test_help_names_every_flag(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    for flag in "qr rmsnorm adamw training quick lite dtype device json compare plot md peers nolongops".split():
+    for flag in "qr rmsnorm rope adamw training quick lite dtype device json compare plot md peers nolongops".split():
         assert f"--{flag}" in out
 
 
 def test_groups_and_no_selector_choose_their_members():
     names = lambda *flags: [s.name for s in cli.choose_selectors(cli.parser().parse_args(flags))]  # noqa: E731
     assert names() == [selector.name for selector in workloads.SELECTORS]
-    assert names("--training") == ["rmsnorm", "adamw"]
+    assert set(names("--training")) == {"rmsnorm", "rope", "softmax", "losses", "adamw"}
     assert names("--qr") == ["qr"]
 
 

@@ -71,6 +71,78 @@ def _activation(name):
     return samples
 
 
+def _rope(x):
+    cos, sin = _like(x, 3, 4), _like(x, 3, 4)
+    yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 1, 8), cos, sin, None, 2), {}
+    yield (_like(x, 2, 3, 5, 8), None, cos, sin, None, 2), {}
+    yield (_like(x, 2, 3, 5, 8).transpose(1, 2), _like(x, 2, 1, 3, 8), cos, sin, torch.tensor([2, 0, 1], device=x.device), 1), {}
+    yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 2, 8), _like(x, 2, 3, 8), _like(x, 2, 3, 8), None, 2), {}
+
+
+def _softmax_fwd(x):
+    yield (_like(x, 3, 8),), {}
+    yield (_like(x, 8, 3).mT,), {}
+    yield (_like(x, 2, 0, 3),), {}
+
+
+def _softmax_bwd(x):
+    yield (_like(x, 3, 8).softmax(-1), _like(x, 3, 8)), {}
+
+
+def _losses(x, smoothing=0.1):
+    targets = torch.tensor([1, -100, 3], device=x.device)
+    for reduction in (0, 1, 2):
+        yield _like(x, 3, 8), targets, (-100, smoothing, reduction)
+
+
+def _cross_entropy_fwd(x):
+    for logits, targets, options in _losses(x):
+        yield (logits, targets, *options), {}
+
+
+def _cross_entropy_bwd(x):
+    for logits, targets, options in _losses(x):
+        loss, lse, count = ops.cross_entropy_fwd(logits, targets, *options)
+        yield (torch.ones_like(loss), logits, targets, lse, count, *options), {}
+
+
+def _cross_entropy_bwd_(x):
+    for logits, targets, options in _losses(x):
+        loss, lse, _ = ops.cross_entropy_fwd(logits, targets, *options[:2], 0)
+        yield (logits, torch.ones_like(loss), targets, lse, *options[:2]), {}
+
+
+def _linear_cross_entropy_fwd(x):
+    for hidden, targets, options in _losses(x):
+        for grads, bias in ((0, None), (7, _like(x, 5))):
+            yield (hidden, _like(x, 5, 8), targets, bias, *options, 2, grads), {}
+
+
+def _linear_cross_entropy_bwd(x):
+    for hidden, targets, options in _losses(x):
+        grad = _like(x, 3).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        yield (grad, hidden, _like(x, 5, 8), targets, _like(x, 5), *options[:2], 2, 7), {}
+
+
+def _kl_div_fwd(x):
+    yield (_like(x, 3, 8).log_softmax(-1), _like(x, 3, 8).log_softmax(-1)), {}
+
+
+def _kl_div_bwd(x):
+    for args, _ in _kl_div_fwd(x):
+        yield (ops.kl_div_fwd(*args), *args), {}
+
+
+def _kl_div_topk_fwd(x):
+    for args, _ in _kl_div_fwd(x):
+        yield (*args, torch.tensor([[0, 3], [1, 1], [7, 2]], device=x.device), 2), {}
+
+
+def _kl_div_topk_bwd(x):
+    for args, _ in _kl_div_topk_fwd(x):
+        yield (ops.kl_div_topk_fwd(*args), *args), {}
+
+
 def _adamw_(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "maximize": False}
@@ -90,6 +162,19 @@ SAMPLES = {
     "rms_norm_bwd": _rms_norm_bwd,
     "add_rms_norm_fwd": _add_rms_norm_fwd,
     "add_rms_norm_bwd": _add_rms_norm_bwd,
+    "rope_fwd": _rope,
+    "rope_bwd": _rope,
+    "softmax_fwd": _softmax_fwd,
+    "softmax_bwd": _softmax_bwd,
+    "cross_entropy_fwd": _cross_entropy_fwd,
+    "cross_entropy_bwd": _cross_entropy_bwd,
+    "cross_entropy_bwd_": _cross_entropy_bwd_,
+    "linear_cross_entropy_fwd": _linear_cross_entropy_fwd,
+    "linear_cross_entropy_bwd": _linear_cross_entropy_bwd,
+    "kl_div_fwd": _kl_div_fwd,
+    "kl_div_bwd": _kl_div_bwd,
+    "kl_div_topk_fwd": _kl_div_topk_fwd,
+    "kl_div_topk_bwd": _kl_div_topk_bwd,
     "adamw_": _adamw_,
     **{
         f"{name}_{way}": _activation(f"{name}_{way}")
@@ -97,7 +182,7 @@ SAMPLES = {
         for way in ("fwd", "bwd")
     },
 }
-IN_PLACE = ("adamw_",)
+IN_PLACE = ("adamw_", "cross_entropy_bwd_")
 
 
 def samples(name, device, dtype):
@@ -106,7 +191,13 @@ def samples(name, device, dtype):
 
 
 def leaves(value):
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone().requires_grad_(), value)
+    def leaf(t):
+        return t.detach().clone().requires_grad_() if t.is_floating_point() else t
+
+    return torch.utils._pytree.tree_map_only(torch.Tensor, leaf, value)
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), value
+    )
 
 
 # --- operators ------------------------------------------------------------------------------------
@@ -141,7 +232,7 @@ def assert_fakes_are_like_results(name, device, dtype):
             wrapped = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args)
             fake = operator(*wrapped, **kwargs)
         meta = operator(*torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), args), **kwargs)
-        for got, want, other in zip(fake, real, meta):
+        for got, want, other in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (fake, real, meta))):
             assert (got.shape, got.stride(), got.dtype, got.device) == (want.shape, want.stride(), want.dtype, want.device)
             assert (other.shape, other.stride(), other.dtype) == (want.shape, want.stride(), want.dtype)
 
@@ -186,6 +277,16 @@ def call_residual(x):
     return output, total
 
 
+def call_rope(x):
+    q = x.unsqueeze(2).expand(-1, -1, 4, -1)
+    cos, sin = (f(torch.arange(15, device=x.device, dtype=x.dtype)).view(5, 3) for f in (torch.cos, torch.sin))
+    return metalcore.rope_fwd(q, x.unsqueeze(2), cos, sin)
+
+
+def call_softmax(x):
+    return metalcore.fused_softmax(x), metalcore.fused_softmax(x, 1) + x
+
+
 class Block(torch.nn.Module):
     """Both modules, as a transformer has them."""
 
@@ -203,6 +304,8 @@ CALLS = {
     "qr complete": lambda: call_qr_complete,
     "rms_norm": lambda: call_rms_norm,
     "fused_add_rmsnorm": lambda: call_residual,
+    "rope": lambda: call_rope,
+    "softmax": lambda: call_softmax,
     "modules": lambda: Block(6),
 }
 

@@ -18,8 +18,10 @@ const PARTS: [&str; 6] = ["bench.rs", "cpu.rs", "gpu.rs", "mod.rs", "reference.r
 
 /// Folders with one file for each operation: (folder, ending, other files there). What begins with an underscore is
 /// no operation.
-const MIRRORS: [(&str, &str, &[&str]); 2] =
-    [("crates/metalcore-python/src/ops", ".rs", &["mod"]), ("python/metalcore", ".py", &["config"])];
+const MIRRORS: [(&str, &str, &[&str]); 2] = [
+    ("crates/metalcore-python/src/ops", ".rs", &["mod"]),
+    ("python/metalcore", ".py", &["comfy_patch", "config", "overrides", "transformers_patch"]),
+];
 
 /// Lists of operations in files: (file, what an operation's entry looks like).
 const LISTS: [(&str, &str); 6] = [

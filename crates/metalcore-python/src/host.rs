@@ -3,7 +3,7 @@
 
 use crate::shim::{self, Tensor};
 use metalcore::device::{Device, cpu, cuda};
-use metalcore::{DType, Error, Result};
+use metalcore::{DType, Error, Index, Result};
 use std::sync::Arc;
 
 /// The buffer type of a host.
@@ -20,12 +20,18 @@ pub trait Host {
     fn device(&self) -> &Self::Device;
     /// Sizes.
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
+    /// Distances between elements, in elements.
+    fn strides(&self, tensor: &Self::Tensor) -> Vec<usize>;
     /// Element type, if it is one of ours.
     fn dtype(&self, tensor: &Self::Tensor) -> Option<DType>;
-    /// Its memory, while the tensor lives.
+    /// Type of indices, if it is one of ours.
+    fn index(&self, tensor: &Self::Tensor) -> Option<Index>;
+    /// Its memory from its first element to its last, while the tensor lives.
     fn buffer(&self, tensor: &Self::Tensor) -> BufferOf<Self>;
     /// An uninitialised tensor.
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Self::Tensor>;
+    /// Whether rows follow each other without gaps.
+    fn is_contiguous(&self, tensor: &Self::Tensor) -> bool;
     /// The tensor itself if it is contiguous, else a copy.
     fn contiguous(&self, tensor: Self::Tensor) -> Result<Self::Tensor>;
 
@@ -39,6 +45,12 @@ pub trait Host {
         }
         let (got, expected) = ("a tensor of another device".to_owned(), "the device of the first tensor".to_owned());
         Err(Error::Argument { op, argument, got, expected })
+    }
+
+    /// Type of indices, or a TypeError.
+    fn known_index(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<Index> {
+        let (got, expected) = ("another one".to_owned(), "int32 or int64".to_owned());
+        self.index(tensor).ok_or(Error::DType { op, argument, got, expected })
     }
 
     /// Element type, or a TypeError.
@@ -118,13 +130,20 @@ impl<D: Foreign> Host for Shim<D> {
     fn shape(&self, tensor: &Tensor) -> Vec<usize> {
         tensor.peek().shape()
     }
+    fn strides(&self, tensor: &Tensor) -> Vec<usize> {
+        tensor.peek().stride()
+    }
     fn dtype(&self, tensor: &Tensor) -> Option<DType> {
         tensor.peek().dtype()
     }
+    fn index(&self, tensor: &Tensor) -> Option<Index> {
+        tensor.peek().index()
+    }
     fn buffer(&self, tensor: &Tensor) -> D::Buffer {
         let peek = tensor.peek();
-        let bytes = peek.numel() * peek.dtype().map_or(1, DType::size);
-        // SAFETY: the tensor is contiguous and outlives the buffer; on a GPU torch frees memory in stream order.
+        let size = peek.dtype().map(DType::size).or_else(|| peek.index().map(Index::size));
+        let bytes = peek.span() * size.unwrap_or(1);
+        // SAFETY: the tensor outlives the buffer; on a GPU torch frees memory in stream order.
         unsafe { D::foreign(peek.address(), bytes) }
     }
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -132,6 +151,9 @@ impl<D: Foreign> Host for Shim<D> {
     }
     fn is_here(&self, tensor: &Tensor) -> bool {
         tensor.peek().device() == self.place
+    }
+    fn is_contiguous(&self, tensor: &Tensor) -> bool {
+        tensor.peek().is_contiguous()
     }
     fn contiguous(&self, tensor: Tensor) -> Result<Tensor> {
         // Aligned as torch allocates: another form of a kernel may sum in another order, and a view gives the same bits.

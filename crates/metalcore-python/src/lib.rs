@@ -12,7 +12,7 @@ mod shim;
 mod throw;
 
 use metal::{Metal, Objects};
-use pyo3::exceptions::{PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyNotImplementedError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -21,6 +21,7 @@ fn python_error(error: metalcore::Error) -> PyErr {
     let text = error.to_string();
     match throw::class(&error) {
         "ValueError" => PyValueError::new_err(text),
+        "IndexError" => PyIndexError::new_err(text),
         "TypeError" => PyTypeError::new_err(text),
         "NotImplementedError" => PyNotImplementedError::new_err(text),
         _ => PyRuntimeError::new_err(text),

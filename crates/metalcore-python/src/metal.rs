@@ -5,7 +5,7 @@
 use crate::host::Host;
 use metalcore::device::gpu::{Arg, Gpu, Spec, Target};
 use metalcore::device::{Caps, Device};
-use metalcore::{DType, Error, Result};
+use metalcore::{DType, Error, Index, Result};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::collections::HashMap;
@@ -150,9 +150,20 @@ impl Host for Objects {
     fn shape(&self, tensor: &Buffer) -> Vec<usize> {
         Objects::of(tensor, |t| t.getattr("shape")?.extract())
     }
+    fn strides(&self, tensor: &Buffer) -> Vec<usize> {
+        Objects::of(tensor, |t| t.call_method0("stride")?.extract())
+    }
     fn dtype(&self, tensor: &Buffer) -> Option<DType> {
         let name = Objects::of(tensor, |t| Ok(t.getattr("dtype")?.str()?.to_string()));
         DType::ALL.into_iter().find(|dtype| name == format!("torch.{dtype}"))
+    }
+    fn index(&self, tensor: &Buffer) -> Option<Index> {
+        let name = Objects::of(tensor, |t| Ok(t.getattr("dtype")?.str()?.to_string()));
+        match name.as_str() {
+            "torch.int32" => Some(Index::I32),
+            "torch.int64" => Some(Index::I64),
+            _ => None,
+        }
     }
     fn buffer(&self, tensor: &Buffer) -> Buffer {
         tensor.clone()
@@ -165,6 +176,9 @@ impl Host for Objects {
     fn is_here(&self, tensor: &Buffer) -> bool {
         let kind: String = Objects::of(tensor, |t| t.getattr("device")?.getattr("type")?.extract());
         kind == self.0.inner.place
+    }
+    fn is_contiguous(&self, tensor: &Buffer) -> bool {
+        Objects::of(tensor, |t| t.call_method0("is_contiguous")?.extract())
     }
     fn contiguous(&self, tensor: Buffer) -> Result<Buffer> {
         // As `Shim::contiguous`: aligned as torch allocates.

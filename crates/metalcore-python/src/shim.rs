@@ -6,7 +6,7 @@ use crate::operator::Operator;
 use crate::throw::Thrower;
 use libloading::Library;
 use metalcore::device::cpu::Threads;
-use metalcore::{DType, Error, Result};
+use metalcore::{DType, Error, Index, Result};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -293,9 +293,25 @@ impl<'a> Peek<'a> {
     pub fn shape(&self) -> Vec<usize> {
         self.sizes().iter().map(|size| *size as usize).collect()
     }
+    /// Distances between elements, in elements.
+    pub fn stride(&self) -> Vec<usize> {
+        let dim: i64 = self.number(get().dim);
+        self.strides(dim as usize).unwrap_or_default().iter().map(|stride| *stride as usize).collect()
+    }
     /// Number of elements.
     pub fn numel(&self) -> usize {
         self.number(get().numel) as usize
+    }
+    /// Elements of memory from the first to behind the last.
+    pub fn span(&self) -> usize {
+        let sizes = self.sizes();
+        match self.strides(sizes.len()) {
+            _ if sizes.contains(&0) => 0,
+            Some(strides) => {
+                1 + sizes.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum::<i64>() as usize
+            }
+            None => self.numel(),
+        }
     }
     /// Element type, if it is one of ours.
     pub fn dtype(&self) -> Option<DType> {
@@ -304,6 +320,14 @@ impl<'a> Peek<'a> {
             F32 => Some(DType::F32),
             F64 => Some(DType::F64),
             BF16 => Some(DType::BF16),
+            _ => None,
+        }
+    }
+    /// Type of indices, if it is one of ours.
+    pub fn index(&self) -> Option<Index> {
+        match self.number(get().dtype) {
+            I32 => Some(Index::I32),
+            I64 => Some(Index::I64),
             _ => None,
         }
     }
@@ -373,6 +397,8 @@ pub struct Description {
 }
 
 /// Codes of `c10::ScalarType`.
+const I32: i32 = 3;
+const I64: i32 = 4;
 const F16: i32 = 5;
 const F32: i32 = 6;
 const F64: i32 = 7;

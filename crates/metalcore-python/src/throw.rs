@@ -59,6 +59,7 @@ pub fn class(error: &Error) -> &'static str {
     match error {
         Error::Argument { .. } => "ValueError",
         Error::DType { .. } => "TypeError",
+        Error::Index { .. } => "IndexError",
         Error::Unsupported { .. } => "NotImplementedError",
         Error::Device { .. } | Error::OutOfMemory { .. } => "RuntimeError",
     }

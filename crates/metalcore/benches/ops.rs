@@ -12,10 +12,16 @@ use metalcore::{Element, Result};
 mod activations;
 #[path = "../src/ops/adamw/bench.rs"]
 mod adamw;
+#[path = "../src/ops/cross_entropy/bench.rs"]
+mod cross_entropy;
 #[path = "../src/ops/qr/bench.rs"]
 mod qr;
 #[path = "../src/ops/rms_norm/bench.rs"]
 mod rms_norm;
+#[path = "../src/ops/rope/bench.rs"]
+mod rope;
+#[path = "../src/ops/softmax/bench.rs"]
+mod softmax;
 
 /// Where the operations' own files put their calls.
 pub struct Bench {
@@ -63,6 +69,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, activations, qr, rms_norm);
+    bench_all!(adamw, activations, qr, rms_norm, rope, softmax, cross_entropy);
     bench.criterion.final_summary();
 }

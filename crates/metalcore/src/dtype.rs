@@ -78,6 +78,62 @@ impl std::fmt::Display for DType {
     }
 }
 
+/// Type of indices, such as targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Index {
+    /// 32 bits, signed.
+    I32,
+    /// 64 bits, signed.
+    I64,
+}
+
+impl Index {
+    /// Size of an index in bytes.
+    pub const fn size(self) -> usize {
+        match self {
+            Index::I32 => 4,
+            Index::I64 => 8,
+        }
+    }
+
+    /// The word for it in kernel text.
+    pub const fn kernel_word(self) -> &'static str {
+        match self {
+            Index::I32 => "int",
+            Index::I64 => "gk_i64",
+        }
+    }
+}
+
+/// A Rust type of indices.
+pub trait IndexElement: Copy + Into<i64> + Send + Sync + 'static {
+    /// Its [`Index`].
+    const INDEX: Index;
+}
+impl IndexElement for i32 {
+    const INDEX: Index = Index::I32;
+}
+impl IndexElement for i64 {
+    const INDEX: Index = Index::I64;
+}
+
+/// Calls a generic function with the Rust type of an [`Index`]: `with_index!(index, I => body)`.
+#[macro_export]
+macro_rules! with_index {
+    ($index:expr, $I:ident => $body:expr) => {
+        match $index {
+            $crate::Index::I32 => {
+                type $I = i32;
+                $body
+            }
+            $crate::Index::I64 => {
+                type $I = i64;
+                $body
+            }
+        }
+    };
+}
+
 /// A Rust type that is the element of a tensor.
 ///
 /// # Safety

@@ -27,6 +27,18 @@ pub enum Error {
         /// What is allowed.
         expected: String,
     },
+    /// An index outside a tensor.
+    #[error("{op}: {argument}: got index {got}, expected {expected}")]
+    Index {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        argument: &'static str,
+        /// What came.
+        got: i64,
+        /// What is allowed.
+        expected: String,
+    },
     /// A combination that is not built.
     #[error("{op}: {reason}")]
     Unsupported {

@@ -60,8 +60,14 @@ impl Unit {
 
 /// All of them.
 pub fn all() -> Vec<Unit> {
-    [ops::qr::units(), ops::activations::units(), ops::rms_norm::units(), ops::adamw::units()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let units = [
+        ops::activations::units(),
+        ops::adamw::units(),
+        ops::cross_entropy::units(),
+        ops::qr::units(),
+        ops::rms_norm::units(),
+        ops::rope::units(),
+        ops::softmax::units(),
+    ];
+    units.into_iter().flatten().collect()
 }

@@ -12,7 +12,7 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use dtype::{DType, Element};
+pub use dtype::{DType, Element, Index, IndexElement};
 pub use error::{Error, Result};
 pub use tensor::{Tensor, View};
 

@@ -21,8 +21,8 @@ const EDITS: [Edit; 11] = [
     Edit { file: "crates/metalcore/src/ops/mod.rs", place: After("pub mod qr;\n"), text: "pub mod op_name;\n" },
     Edit {
         file: "crates/metalcore/src/kernels.rs",
-        place: After("ops::qr::units(), "),
-        text: "ops::op_name::units(), ",
+        place: Before("        ops::qr::units(),\n"),
+        text: "        ops::op_name::units(),\n",
     },
     Edit {
         file: "crates/metalcore/benches/ops.rs",

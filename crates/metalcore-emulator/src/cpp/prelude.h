@@ -126,6 +126,7 @@ G_FN float g_sqrt(float x) { return __builtin_sqrtf(x); }
 G_FN float g_rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 G_FN float g_recip(float x) { return 1.0f / x; }
 G_FN float g_exp(float x) { return __builtin_expf(x); }
+G_FN float g_exp2(float x) { return __builtin_exp2f(x); }
 G_FN float g_log(float x) { return __builtin_logf(x); }
 G_FN float g_floor(float x) { return __builtin_floorf(x); }
 G_FN float g_abs(float x) { return __builtin_fabsf(x); }
@@ -135,6 +136,7 @@ G_FN double g_sqrt(double x) { return __builtin_sqrt(x); }
 G_FN double g_rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
 G_FN double g_recip(double x) { return 1.0 / x; }
 G_FN double g_exp(double x) { return __builtin_exp(x); }
+G_FN double g_exp2(double x) { return __builtin_exp2(x); }
 G_FN double g_log(double x) { return __builtin_log(x); }
 G_FN double g_floor(double x) { return __builtin_floor(x); }
 G_FN double g_abs(double x) { return __builtin_fabs(x); }

@@ -145,13 +145,29 @@ where
     H::Device: Run<Forward>,
 {
     let shape = host.shape(&x);
-    let x = host.contiguous(x)?;
-    let second = second.map(|t| host.contiguous(t)).transpose()?;
+    let (problem, x, second) = operands(host, problem, x, second)?;
     let y = host.empty(&shape, problem.dtype)?;
     let second_buffer = second.as_ref().map(|t| host.buffer(t));
     let args = ForwardArgs { x: &host.buffer(&x), second: second_buffer.as_ref(), y: &host.buffer(&y) };
     host.device().run(&Forward(problem), args)?;
     Ok(y)
+}
+
+/// The operands as the problem says: rows of x and up are read where they are if they can be, as halves of one tensor
+/// are; others are copied.
+fn operands<H: Host>(
+    host: &H,
+    problem: Activation,
+    x: H::Tensor,
+    second: Option<H::Tensor>,
+) -> Result<(Activation, H::Tensor, Option<H::Tensor>)> {
+    if !matches!(problem.second, Second::Bias(_)) {
+        let up = second.as_ref().map(|up| host.strides(up));
+        if let Some(problem) = problem.strided(&host.shape(&x), &host.strides(&x), up.as_deref()) {
+            return Ok((problem, x, second));
+        }
+    }
+    Ok((problem, host.contiguous(x)?, second.map(|t| host.contiguous(t)).transpose()?))
 }
 
 fn backward_of_two<H: Host>(
@@ -183,8 +199,8 @@ where
     host.check_place(op, "x", &x)?;
     let shape = host.shape(&x);
     check_gradient(host, op, &dy, &shape, problem.dtype)?;
-    let [dy, x] = [host.contiguous(dy)?, host.contiguous(x)?];
-    let second = second.map(|t| host.contiguous(t)).transpose()?;
+    let dy = host.contiguous(dy)?;
+    let (problem, x, second) = operands(host, problem, x, second)?;
     let dx = host.empty(&shape, problem.dtype)?;
     let d_second = match (&second, problem.second) {
         (None, _) => None,

@@ -2,13 +2,23 @@
 
 pub mod activations;
 pub mod adamw;
+pub mod cross_entropy;
 pub mod qr;
 pub mod rms_norm;
+pub mod rope;
+pub mod softmax;
 
 use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
-const OPERATORS: &[&[Operator]] = &[activations::OPERATORS, qr::OPERATORS, rms_norm::OPERATORS];
+const OPERATORS: &[&[Operator]] = &[
+    activations::OPERATORS,
+    qr::OPERATORS,
+    rms_norm::OPERATORS,
+    rope::OPERATORS,
+    softmax::OPERATORS,
+    cross_entropy::OPERATORS,
+];
 
 /// Every operator.
 pub fn all() -> impl Iterator<Item = &'static Operator> + Clone {

@@ -2,5 +2,8 @@
 
 pub mod activations;
 pub mod adamw;
+pub mod cross_entropy;
 pub mod qr;
 pub mod rms_norm;
+pub mod rope;
+pub mod softmax;

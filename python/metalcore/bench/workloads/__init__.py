@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import activations, adamw, qr, rms_norm
+from . import activations, adamw, cross_entropy, qr, rms_norm, rope, softmax
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,12 @@ SELECTORS: tuple[Selector, ...] = (
         activations.cases,
         activations.host_calls,
     ),
+    Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
+    Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
+    Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
 GROUPS: dict[str, Sequence[str]] = {
-    "training": ("rmsnorm", "activations", "adamw"),
+    "training": ("rmsnorm", "activations", "rope", "softmax", "losses", "adamw"),
 }

@@ -1,5 +1,6 @@
 //! What CUDA, Metal and the emulator have in common: kernel text, its specialisation, and a launch.
 
+pub mod rows;
 mod text;
 
 pub use text::{Define, Defines, Source, Spec, Target, metal_to_emulator};

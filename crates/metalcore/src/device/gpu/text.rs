@@ -52,7 +52,7 @@ pub struct Spec {
 }
 
 /// Kept in place: a launch makes a [`Spec`] to look its kernel up, and allocates nothing.
-pub type Defines = SmallVec<[Define; 12]>;
+pub type Defines = SmallVec<[Define; 16]>;
 
 impl PartialEq for Spec {
     fn eq(&self, other: &Spec) -> bool {

@@ -3,7 +3,7 @@
 //! The gradient of a bias is summed over fixed groups of rows, then over the groups, both in order: its bits do not
 //! depend on the number of threads.
 
-use super::Function;
+use super::{Activation, Function};
 use crate::device::cpu::Threads;
 use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, polynomial, stream};
 
@@ -21,95 +21,137 @@ pub enum Beside<'a, T: Storage> {
     Nothing,
     /// (cols).
     Bias(&'a [T::Compute]),
-    /// (rows, cols).
+    /// Rows of up.
     Up(&'a [T]),
 }
 
-impl<T: Storage> Beside<'_, T> {
-    /// That of the elements `from..from + len`.
-    fn part(&self, from: usize, len: usize) -> Self {
-        match self {
-            Beside::Up(up) => Beside::Up(&up[from..from + len]),
-            _ => *self,
-        }
+/// What a thread takes at a time: rows, or a part of one. Contiguous in results, which are taken in this order.
+#[derive(Clone, Copy)]
+struct Piece {
+    row: usize,
+    rows: usize,
+    col: usize,
+    cols: usize,
+    /// From a row of x to the next; of up.
+    strides: [usize; 2],
+}
+
+impl Piece {
+    /// All of them, `height` rows or part of one each.
+    fn all(problem: &Activation, height: usize, width: usize) -> impl Iterator<Item = Piece> {
+        let Activation { rows, cols, strides, .. } = *problem;
+        (0..rows).step_by(height.max(1)).flat_map(move |row| {
+            (0..cols).step_by(width.max(1)).map(move |col| Piece {
+                row,
+                rows: height.min(rows - row),
+                col,
+                cols: width.min(cols - col),
+                strides,
+            })
+        })
     }
 
-    /// Elements from one repetition to the next; a chunk where it does not repeat.
-    fn row(&self) -> usize {
-        if let Beside::Bias(bias) = self { bias.len() } else { CHUNK }
+    /// Of about [`CHUNK`] elements.
+    fn chunks(problem: &Activation) -> impl Iterator<Item = Piece> {
+        Piece::all(problem, (CHUNK / problem.cols.max(1)).max(1), problem.cols.min(CHUNK))
     }
+
+    /// Number of elements.
+    fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// A row of this piece, of operand 0 (x) or 1 (up).
+    #[inline(always)]
+    fn of<'a, T>(&self, operand: usize, values: &'a [T], row: usize) -> &'a [T] {
+        let first = (self.row + row) * self.strides[operand] + self.col;
+        &values[first..first + self.cols]
+    }
+}
+
+/// The next `len` values, which are taken off.
+fn take<'a, T>(values: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (first, rest) = std::mem::take(values).split_at_mut(len);
+    *values = rest;
+    first
+}
+
+/// Whether to stream results: the chunks of a contiguous tensor, which is one row, start on cache lines.
+fn streamed<T>(problem: &Activation, y: &[T]) -> bool {
+    stream::wanted(y, if problem.rows == 1 { CHUNK } else { problem.cols })
 }
 
 /// y = f(x), f(x + bias) or f(x) up.
 pub fn forward<T: Storage<Compute: Tail>>(
     threads: &Threads,
-    function: Function,
+    problem: &Activation,
     x: &[T],
     beside: Beside<'_, T>,
     y: &mut [T],
 ) {
-    assert_eq!(x.len(), y.len());
-    let row = beside.row();
-    if row == 0 {
-        return;
-    }
-    let size = (CHUNK / row).max(1) * row;
-    let streamed = stream::wanted(y, row);
-    let mut chunks: Vec<_> = x
-        .chunks(size)
-        .zip(y.chunks_mut(size))
-        .enumerate()
-        .map(|(i, (x, y))| Values { function, row, x, beside: beside.part(i * size, x.len()), y, streamed })
+    assert_eq!(y.len(), problem.numel());
+    let (function, streamed) = (problem.function, streamed(problem, y));
+    let mut rest = y;
+    let mut values: Vec<_> = Piece::chunks(problem)
+        .map(|piece| Values { function, piece, x, beside, y: take(&mut rest, piece.len()), streamed })
         .collect();
-    threads.for_each_mut(&mut chunks, 1, |chunk| dispatch(chunk));
+    threads.for_each_mut(&mut values, 1, |values| dispatch(values));
 }
 
 /// dx and the gradient of what stands beside x: `d_up`, or the sums of a bias, which are returned.
 pub fn backward<T: Storage<Compute: Tail>>(
     threads: &Threads,
-    function: Function,
+    problem: &Activation,
     dy: &[T],
     x: &[T],
     beside: Beside<'_, T>,
     dx: &mut [T],
     d_up: &mut [T],
 ) -> Vec<T::Compute> {
-    assert!(dy.len() == x.len() && dx.len() == x.len());
-    let row = beside.row();
+    assert!(dy.len() == problem.numel() && dx.len() == dy.len());
+    let (function, streamed) = (problem.function, streamed(problem, dx));
     let bias = if let Beside::Bias(bias) = beside { bias.len() } else { 0 };
-    if row == 0 || x.is_empty() {
-        return vec![T::Compute::default(); bias];
-    }
-    let size = if bias > 0 { (x.len() / row).div_ceil(PARTIALS).max(SUMMED_ROWS) * row } else { CHUNK };
-    let streamed = stream::wanted(dx, row);
-    let mut sums = vec![T::Compute::default(); if bias > 0 { x.len().div_ceil(size) * row } else { 0 }];
-    let (mut sum_rows, mut d_ups) = (sums.chunks_mut(row), d_up.chunks_mut(size));
-    let mut chunks: Vec<_> = dx
-        .chunks_mut(size)
-        .enumerate()
-        .map(|(i, dx)| {
-            let at = i * size..i * size + dx.len();
-            let beside = beside.part(at.start, dx.len());
-            let (d_up, sums) = (d_ups.next().unwrap_or_default(), sum_rows.next().unwrap_or_default());
-            Slopes { function, row, dy: &dy[at.clone()], x: &x[at], beside, dx, d_up, sums, streamed }
+    let height = problem.rows.div_ceil(PARTIALS).max(SUMMED_ROWS);
+    let pieces: Vec<_> = match beside {
+        Beside::Bias(_) => Piece::all(problem, height, problem.cols).collect(),
+        _ => Piece::chunks(problem).collect(),
+    };
+    let mut sums = vec![T::Compute::default(); bias * pieces.len().max(1)];
+    let (mut dx_rest, mut d_up_rest, mut sums_rest, mut dy_rest) = (dx, d_up, &mut sums[..], dy);
+    let mut slopes: Vec<_> = pieces
+        .into_iter()
+        .map(|piece| {
+            let (dy, rest) = dy_rest.split_at(piece.len());
+            dy_rest = rest;
+            Slopes {
+                function,
+                piece,
+                dy,
+                x,
+                beside,
+                dx: take(&mut dx_rest, piece.len()),
+                d_up: take(&mut d_up_rest, if let Beside::Up(_) = beside { piece.len() } else { 0 }),
+                sums: take(&mut sums_rest, bias),
+                streamed,
+            }
         })
         .collect();
-    threads.for_each_mut(&mut chunks, 1, |chunk| dispatch(chunk));
-    drop(chunks);
+    threads.for_each_mut(&mut slopes, 1, |slopes| dispatch(slopes));
+    drop(slopes);
     if bias > 0 {
-        let (total, rest) = sums.split_at_mut(row);
-        for partial in rest.chunks_exact(row) {
+        let (total, rest) = sums.split_at_mut(bias);
+        for partial in rest.chunks_exact(bias) {
             total.iter_mut().zip(partial).for_each(|(total, partial)| *total += *partial);
         }
-        sums.truncate(row);
+        sums.truncate(bias);
     }
     sums
 }
 
-/// Some rows of the forward pass.
+/// A piece of the forward pass.
 struct Values<'a, T: Storage> {
     function: Function,
-    row: usize,
+    piece: Piece,
     x: &'a [T],
     beside: Beside<'a, T>,
     y: &'a mut [T],
@@ -126,19 +168,23 @@ impl<T: Storage<Compute: Tail>> WithSimd for &mut Values<'_, T> {
             Function::Gelu => self.all::<S, Gelu>(simd),
             Function::GeluTanh => self.all::<S, GeluTanh>(simd),
         }
-        stream::finish();
+        if self.streamed {
+            stream::finish();
+        }
     }
 }
 
 impl<T: Storage<Compute: Tail>> Values<'_, T> {
     #[inline(always)]
     fn all<S: Simd, F: Curve>(&mut self, simd: S) {
-        let (x, y, streamed) = (self.x, &mut *self.y, self.streamed);
-        match self.beside {
-            Beside::Nothing => values::<T, T, S, F, ALONE>(simd, x, x, y, streamed),
-            Beside::Up(up) => values::<T, T, S, F, UP>(simd, x, up, y, streamed),
-            Beside::Bias(bias) => {
-                for (x, y) in x.chunks(self.row).zip(y.chunks_mut(self.row)) {
+        let (piece, streamed) = (self.piece, self.streamed);
+        for (row, y) in self.y.chunks_exact_mut(piece.cols).enumerate() {
+            let x = piece.of(0, self.x, row);
+            match self.beside {
+                Beside::Nothing => values::<T, T, S, F, ALONE>(simd, x, x, y, streamed),
+                Beside::Up(up) => values::<T, T, S, F, UP>(simd, x, piece.of(1, up, row), y, streamed),
+                Beside::Bias(bias) => {
+                    let bias = &bias[piece.col..piece.col + piece.cols];
                     values::<T, T::Compute, S, F, BIAS>(simd, x, bias, y, streamed);
                 }
             }
@@ -182,16 +228,16 @@ fn values<T: Storage<Compute: Tail>, B: Storage, S: Simd, F: Curve, const FORM: 
 #[inline(always)]
 fn formed<C: Tail, S: Simd, F: Curve, const FORM: u8>(simd: S, x: C::Vector<S>, second: C::Vector<S>) -> C::Vector<S> {
     match FORM {
-        ALONE => value::<C, S, F>(simd, x),
-        BIAS => value::<C, S, F>(simd, C::vadd(simd, x, second)),
-        _ => C::vmul(simd, value::<C, S, F>(simd, x), second),
+        ALONE => F::value::<C, S>(simd, x),
+        BIAS => F::value::<C, S>(simd, C::vadd(simd, x, second)),
+        _ => C::vmul(simd, F::value::<C, S>(simd, x), second),
     }
 }
 
-/// Some rows of the backward pass.
+/// A piece of the backward pass.
 struct Slopes<'a, T: Storage> {
     function: Function,
-    row: usize,
+    piece: Piece,
     dy: &'a [T],
     x: &'a [T],
     beside: Beside<'a, T>,
@@ -211,22 +257,27 @@ impl<T: Storage<Compute: Tail>> WithSimd for &mut Slopes<'_, T> {
             Function::Gelu => self.all::<S, Gelu>(simd),
             Function::GeluTanh => self.all::<S, GeluTanh>(simd),
         }
-        stream::finish();
+        if self.streamed {
+            stream::finish();
+        }
     }
 }
 
 impl<T: Storage<Compute: Tail>> Slopes<'_, T> {
     #[inline(always)]
     fn all<S: Simd, F: Curve>(&mut self, simd: S) {
-        let (dy, x, dx, streamed) = (self.dy, self.x, &mut *self.dx, self.streamed);
-        match self.beside {
-            Beside::Nothing => slopes::<T, S, F>(simd, dy, x, dx, streamed),
-            Beside::Up(up) => gated_slopes::<T, S, F>(simd, dy, x, up, dx, self.d_up, streamed),
-            Beside::Bias(bias) => {
-                let rows = dy.chunks(self.row).zip(x.chunks(self.row)).zip(dx.chunks_mut(self.row));
-                for ((dy, x), dx) in rows {
-                    bias_slopes::<T, S, F>(simd, dy, x, bias, dx, self.sums, streamed);
+        let (piece, streamed) = (self.piece, self.streamed);
+        let mut d_up = self.d_up.chunks_exact_mut(piece.cols);
+        let rows = self.dy.chunks_exact(piece.cols).zip(self.dx.chunks_exact_mut(piece.cols));
+        for (row, (dy, dx)) in rows.enumerate() {
+            let x = piece.of(0, self.x, row);
+            match self.beside {
+                Beside::Nothing => slopes::<T, S, F>(simd, dy, x, dx, streamed),
+                Beside::Up(up) => {
+                    let d_up = d_up.next().unwrap_or_default();
+                    gated_slopes::<T, S, F>(simd, dy, x, piece.of(1, up, row), dx, d_up, streamed);
                 }
+                Beside::Bias(bias) => bias_slopes::<T, S, F>(simd, dy, x, bias, dx, self.sums, streamed),
             }
         }
     }
@@ -335,19 +386,11 @@ fn gated_slopes<T: Storage<Compute: Tail>, S: Simd, F: Curve>(
     T::Compute::store_part(simd, by_up, &mut d_up[whole..]);
 }
 
-/// f(x) = max(x, 0) - a c
-#[inline(always)]
-fn value<C: Tail, S: Simd, F: Curve>(simd: S, x: C::Vector<S>) -> C::Vector<S> {
-    let a = magnitude::<C, S, F>(simd, x);
-    let (c, _) = F::tail::<C, S>(simd, a);
-    C::neg_mul_add(simd, a, c, C::vmax(simd, x, C::splat(simd, C::default())))
-}
-
-/// f(x) and f'(x)
+/// f(x) and f'(x); f(x) = max(x, 0) - a c
 #[inline(always)]
 fn curve<C: Tail, S: Simd, F: Curve>(simd: S, x: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>) {
     let zero = C::splat(simd, C::default());
-    let a = magnitude::<C, S, F>(simd, x);
+    let a = C::at_most(simd, C::vabs(simd, x), constant::<C, S>(simd, F::farthest(C::DTYPE.size())));
     let (c, p) = F::tail::<C, S>(simd, a);
     let below = C::neg_mul_add(simd, a, p, c);
     let above = C::vsub(simd, C::splat(simd, C::ONE), below);
@@ -355,33 +398,46 @@ fn curve<C: Tail, S: Simd, F: Curve>(simd: S, x: C::Vector<S>) -> (C::Vector<S>,
     (C::neg_mul_add(simd, a, c, C::vmax(simd, x, zero)), slope)
 }
 
-/// |x|, at most what has a tail of 0: larger magnitudes, infinity too, have the same tail. NaN stays.
 #[inline(always)]
-fn magnitude<C: Tail, S: Simd, F: Curve>(simd: S, x: C::Vector<S>) -> C::Vector<S> {
-    let (a, most) = (C::vabs(simd, x), C::splat(simd, C::from_f64(F::farthest(C::DTYPE.size()))));
-    C::select(simd, C::less(simd, most, a), most, a)
+fn constant<C: Real, S: Simd>(simd: S, value: f64) -> C::Vector<S> {
+    C::splat(simd, C::from_f64(value))
 }
 
 /// A distribution that is the same above and below 0.
 pub trait Curve {
-    /// A magnitude whose tail is 0, for values of so many bytes.
+    /// A magnitude whose tail is 0, for values of so many bytes: larger ones, infinity too, have the same.
     fn farthest(bytes: usize) -> f64;
     /// P(-a) and P'(a) for a >= 0.
     fn tail<C: Tail, S: Simd>(simd: S, a: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>);
+    /// f(x).
+    fn value<C: Tail, S: Simd>(simd: S, x: C::Vector<S>) -> C::Vector<S>;
 }
 
 struct Silu;
 struct Gelu;
 struct GeluTanh;
 
+/// x / (1 + e^z) from -x, at most so much that e^z is infinite, and z.
+#[inline(always)]
+fn logistic<C: Real, S: Simd>(simd: S, minus_x: C::Vector<S>, z: C::Vector<S>) -> C::Vector<S> {
+    let e = C::vexp_within(simd, z);
+    C::vdiv(simd, minus_x, C::vsub(simd, C::splat(simd, -C::ONE), e))
+}
+
 impl Curve for Silu {
     fn farthest(bytes: usize) -> f64 {
-        if bytes == 8 { 800.0 } else { 128.0 }
+        if bytes == 8 { 709.0 } else { 88.0 }
     }
     #[inline(always)]
     fn tail<C: Tail, S: Simd>(simd: S, a: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>) {
-        let (c, r) = sigmoid_tail::<C, S>(simd, C::vmul(simd, a, C::splat(simd, -C::ONE)));
+        let (c, r) = sigmoid_tail::<C, S>(simd, C::vsub(simd, C::splat(simd, C::default()), a));
         (c, C::vmul(simd, c, r))
+    }
+    #[inline(always)]
+    fn value<C: Tail, S: Simd>(simd: S, x: C::Vector<S>) -> C::Vector<S> {
+        let [least, most] = C::EXPONENTS.map(|end| C::splat(simd, end));
+        let minus_x = C::at_most(simd, C::vsub(simd, C::splat(simd, C::default()), x), most);
+        logistic::<C, S>(simd, minus_x, C::at_least(simd, minus_x, least))
     }
 }
 
@@ -389,39 +445,70 @@ impl Curve for Silu {
 #[inline(always)]
 fn sigmoid_tail<C: Tail, S: Simd>(simd: S, z: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>) {
     let one = C::splat(simd, C::ONE);
-    let e = C::vexp(simd, z);
+    let e = C::vexp_within(simd, z);
     let r = C::vdiv(simd, one, C::vadd(simd, one, e));
     (C::vmul(simd, e, r), r)
 }
 
+impl GeluTanh {
+    /// 2 sqrt(2 / pi), and the same times 0.044715.
+    const FACTORS: [f64; 2] = [1.595_769_121_605_730_8, 0.071_354_816_272_600_25];
+
+    /// 2 u of x, or -2 u of -x.
+    #[inline(always)]
+    fn argument<C: Tail, S: Simd>(simd: S, x: C::Vector<S>, sign: f64) -> C::Vector<S> {
+        let [linear, cubic] = Self::FACTORS.map(|factor| constant::<C, S>(simd, sign * factor));
+        C::vmul(simd, x, C::mul_add(simd, C::vmul(simd, x, x), cubic, linear))
+    }
+}
+
 impl Curve for GeluTanh {
     fn farthest(bytes: usize) -> f64 {
-        if bytes == 8 { 22.0 } else { 11.5 }
+        if bytes == 8 { 21.155 } else { 10.03 }
     }
     #[inline(always)]
     fn tail<C: Tail, S: Simd>(simd: S, a: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>) {
-        let factor = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
-        let constant = |value: f64| C::splat(simd, C::from_f64(value));
-        let square = C::vmul(simd, a, a);
-        let z = C::mul_add(simd, square, constant(-0.044715 * factor), constant(-factor));
-        let (c, r) = sigmoid_tail::<C, S>(simd, C::vmul(simd, a, z));
-        let rate = C::mul_add(simd, square, constant(3.0 * 0.044715 * factor), constant(factor));
+        let [linear, cubic] = [Self::FACTORS[0], 3.0 * Self::FACTORS[1]].map(|factor| constant::<C, S>(simd, factor));
+        let (c, r) = sigmoid_tail::<C, S>(simd, Self::argument::<C, S>(simd, a, -1.0));
+        let rate = C::mul_add(simd, C::vmul(simd, a, a), cubic, linear);
         (c, C::vmul(simd, C::vmul(simd, c, r), rate))
+    }
+    #[inline(always)]
+    fn value<C: Tail, S: Simd>(simd: S, x: C::Vector<S>) -> C::Vector<S> {
+        // Where e^z is infinite, and where it vanishes beside 1.
+        let [most, least] = if C::DTYPE.size() == 8 { [21.16, -21.0] } else { [10.07, -10.0] };
+        let minus_x = C::vsub(simd, C::splat(simd, C::default()), x);
+        let minus_x = C::at_most(simd, minus_x, constant::<C, S>(simd, most));
+        let z = Self::argument::<C, S>(simd, C::at_least(simd, minus_x, constant::<C, S>(simd, least)), 1.0);
+        logistic::<C, S>(simd, minus_x, z)
+    }
+}
+
+impl Gelu {
+    /// Phi(-a) and e^(-a^2 / 2).
+    #[inline(always)]
+    fn normal<C: Tail, S: Simd>(simd: S, a: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>) {
+        let e = C::vexp_within(simd, C::vmul(simd, C::vmul(simd, a, a), constant::<C, S>(simd, -0.5)));
+        let s = C::vdiv(simd, C::splat(simd, C::ONE), C::vadd(simd, a, constant::<C, S>(simd, C::CENTRE)));
+        let t = C::vmul(simd, C::vsub(simd, a, constant::<C, S>(simd, C::CENTRE)), s);
+        (C::vmul(simd, e, C::vmul(simd, s, C::mills(simd, t))), e)
     }
 }
 
 impl Curve for Gelu {
     fn farthest(bytes: usize) -> f64 {
-        if bytes == 8 { 39.0 } else { 14.5 }
+        if bytes == 8 { 37.657 } else { 13.26 }
     }
     #[inline(always)]
     fn tail<C: Tail, S: Simd>(simd: S, a: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>) {
-        let constant = |value: f64| C::splat(simd, C::from_f64(value));
-        let e = C::vexp(simd, C::vmul(simd, C::vmul(simd, a, a), constant(-0.5)));
-        let s = C::vdiv(simd, constant(1.0), C::vadd(simd, a, constant(C::CENTRE)));
-        let t = C::vmul(simd, C::vsub(simd, a, constant(C::CENTRE)), s);
-        let c = C::vmul(simd, e, C::vmul(simd, s, C::mills(simd, t)));
-        (c, C::vmul(simd, e, constant((0.5 / std::f64::consts::PI).sqrt())))
+        let (c, e) = Self::normal::<C, S>(simd, a);
+        (c, C::vmul(simd, e, constant::<C, S>(simd, (0.5 / std::f64::consts::PI).sqrt())))
+    }
+    #[inline(always)]
+    fn value<C: Tail, S: Simd>(simd: S, x: C::Vector<S>) -> C::Vector<S> {
+        let a = C::at_most(simd, C::vabs(simd, x), constant::<C, S>(simd, Self::farthest(C::DTYPE.size())));
+        let (c, _) = Self::normal::<C, S>(simd, a);
+        C::neg_mul_add(simd, a, c, C::vmax(simd, x, C::splat(simd, C::default())))
     }
 }
 

@@ -1,37 +1,35 @@
-// f(x) = x P(x) and its derivative, as the host's form computes them: what the kernels of the activations share.
+// f(x) = x P(x) and its derivative: what the kernels of the activations share.
 // Every product that meets a sum is a g_fma by name, so that all forms of the loops give the same bits.
 // Specialised by text:
 //   ACT_T, ACT_B     storage type of x and y; of the bias
-//   ACT_SILU, ACT_TANH   which function: silu, the tanh form of gelu, else gelu
 //   ACT_VEC          elements in a chunk: 8, or 1 where a tensor or a row does not start on 16 bytes
 //   ACT_THREADS      threads of a group
-#if GK_F64
-#define ACT_FARTHEST (ACT_SILU ? 800.0f : ACT_TANH ? 22.0f : 39.0f)
-#else
-#define ACT_FARTHEST (ACT_SILU ? 128.0f : ACT_TANH ? 11.5f : 14.5f)
-#endif
+// F is the function: 0 silu, 1 gelu, 2 the tanh form of gelu. All wait for memory alone, so one kernel has the three.
+#define ACT_CALL(function, name, ...)            \
+  do {                                           \
+    if ((function) == 0) name<0>(__VA_ARGS__);   \
+    else if ((function) == 1) name<1>(__VA_ARGS__); \
+    else name<2>(__VA_ARGS__);                   \
+  } while (false)
 
-#if ACT_SILU || ACT_TANH
+// A magnitude whose tail is 0.
+template <uint F> G_FN real act_farthest() {
+#if GK_F64
+  return F == 0 ? 800.0f : F == 1 ? 39.0f : 22.0f;
+#else
+  return F == 0 ? 128.0f : F == 1 ? 14.5f : 11.5f;
+#endif
+}
+
 // c = sigma(z), r = 1 - c, z <= 0
 G_FN void act_sigmoid(real z, PRIVREF(real) c, PRIVREF(real) r) {
   const real e = g_exp(z);
   r = g_recip(real(1.0f) + e);
   c = e * r;
 }
-#endif
 
-// c = P(-a), p = P'(a), a >= 0
-G_FN void act_tail(real a, PRIVREF(real) c, PRIVREF(real) p) {
-#if ACT_SILU
-  real r;
-  act_sigmoid(-a, c, r);
-  p = c * r;
-#elif ACT_TANH
-  const real square = a * a;
-  real r;
-  act_sigmoid(-a * g_fma(square, gk_lit(0.07135481282553552), gk_lit(1.5957691216057308)), c, r);
-  p = c * r * g_fma(square, gk_lit(0.21406443847660655), gk_lit(1.5957691216057308));
-#else
+// c = Phi(-a), p = its density, a >= 0
+G_FN void act_normal(real a, PRIVREF(real) c, PRIVREF(real) p) {
   const real e = g_exp(a * a * real(-0.5f));
 #if GK_F64
   const real s = g_recip(a + 6.0), t = (a - 6.0) * s;
@@ -72,49 +70,65 @@ G_FN void act_tail(real a, PRIVREF(real) c, PRIVREF(real) p) {
 #endif
   c = e * (s * m);
   p = e * gk_lit(0.3989422804014327);
-#endif
 }
 
-// |x|, at most ACT_FARTHEST, whose tail is 0. NaN stays.
-G_FN real act_magnitude(real x) {
-  const real a = g_abs(x);
+// c = P(-a), p = P'(a), a >= 0
+template <uint F> G_FN void act_tail(real a, PRIVREF(real) c, PRIVREF(real) p) {
+  if (F == 1) {
+    act_normal(a, c, p);
+    return;
+  }
+  real r;
+  if (F == 0) {
+    act_sigmoid(-a, c, r);
+    p = c * r;
+  } else {
+    const real square = a * a;
+    act_sigmoid(-a * g_fma(square, gk_lit(0.07135481627260025), gk_lit(1.5957691216057308)), c, r);
+    p = c * r * g_fma(square, gk_lit(0.21406444881780073), gk_lit(1.5957691216057308));
+  }
+}
+
+// |x|, at most what has a tail of 0. NaN stays.
+template <uint F> G_FN real act_magnitude(real x) {
+  const real a = g_abs(x), farthest = act_farthest<F>();
 #if GK_METAL  // whose fast maths may make a minimum of the comparison, which loses NaN
   if (g_isnan(x)) return x;
 #endif
-  return a > real(ACT_FARTHEST) ? real(ACT_FARTHEST) : a;
+  return a > farthest ? farthest : a;
 }
-G_FN real act_value(real x) {
-  const real a = act_magnitude(x);
+template <uint F> G_FN real act_value(real x) {
+  const real a = act_magnitude<F>(x);
   real c, p;
-  act_tail(a, c, p);
+  act_tail<F>(a, c, p);
   return g_fma(-a, c, g_max(x, real(0.0f)));
 }
 
 // f(x) and f'(x)
-G_FN real act_slope(real x, PRIVREF(real) value) {
-  const real a = act_magnitude(x);
+template <uint F> G_FN real act_slope(real x, PRIVREF(real) value) {
+  const real a = act_magnitude<F>(x);
   real c, p;
-  act_tail(a, c, p);
+  act_tail<F>(a, c, p);
   value = g_fma(-a, c, g_max(x, real(0.0f)));
   const real below = g_fma(-a, p, c);
   return x < real(0.0f) ? below : real(1.0f) - below;
 }
 
-// ACT_VEC elements from i on, of which those before n are there; the others are 0.
-template <typename T> G_FN void act_load(DEV(const T) p, gk_i64 i, gk_i64 n, PRIV(real) x) {
+// ACT_VEC elements from i on, of which `left` are there; the others are 0.
+template <typename T> G_FN void act_load(DEV(const T) p, gk_i64 i, gk_i64 left, PRIV(real) x) {
 #if ACT_VEC == 8
-  if (i + 8 <= n) {
+  if (left >= 8) {
     const v8 v = gk_ld8_once(p, i);
     x[0] = v.lo.x; x[1] = v.lo.y; x[2] = v.lo.z; x[3] = v.lo.w;
     x[4] = v.hi.x; x[5] = v.hi.y; x[6] = v.hi.z; x[7] = v.hi.w;
     return;
   }
 #endif
-  G_UNROLL for (uint e = 0; e < ACT_VEC; ++e) x[e] = i + e < n ? gk_real(p[i + e]) : real(0.0f);
+  G_UNROLL for (uint e = 0; e < ACT_VEC; ++e) x[e] = (gk_i64)e < left ? gk_real(p[i + e]) : real(0.0f);
 }
-G_FN void act_store(DEV(ACT_T) p, gk_i64 i, gk_i64 n, PRIV(real) x) {
+G_FN void act_store(DEV(ACT_T) p, gk_i64 i, gk_i64 left, PRIV(real) x) {
 #if ACT_VEC == 8
-  if (i + 8 <= n) {
+  if (left >= 8) {
     v8 v;
     v.lo = v4(x[0], x[1], x[2], x[3]);
     v.hi = v4(x[4], x[5], x[6], x[7]);
@@ -123,6 +137,6 @@ G_FN void act_store(DEV(ACT_T) p, gk_i64 i, gk_i64 n, PRIV(real) x) {
   }
 #endif
   G_UNROLL for (uint e = 0; e < ACT_VEC; ++e) {
-    if (i + e < n) p[i + e] = gk_to<ACT_T>(x[e]);
+    if ((gk_i64)e < left) p[i + e] = gk_to<ACT_T>(x[e]);
   }
 }

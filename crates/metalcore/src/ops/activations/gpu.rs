@@ -2,20 +2,22 @@
 
 use super::{Activation, Backward, BackwardArgs, Forward, ForwardArgs, Function, Second};
 use crate::device::Run;
+use crate::device::gpu::rows::{sum_parts, sums_spec};
 use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::error::Result;
 use crate::kernels::Unit;
-use crate::ops::rms_norm::sum_of_slots;
 use crate::{DType, params};
 use smallvec::smallvec;
 
 params! {
-    /// Number of elements.
-    Sizes as "activation_params" { numel_low: u32, numel_high: u32 }
+    /// Number of elements; chunks of a row and the distances of rows of x and up, 0 chunks where they are contiguous.
+    Sizes as "activation_params" {
+        function: u32, numel_low: u32, numel_high: u32, row_chunks: u32, x_stride: u32, up_stride: u32,
+    }
 }
 params! {
     /// Sizes of the form with a bias: `tiles` groups share a row, `slots` simd groups the rows.
-    BiasSizes as "bias_activation_params" { rows: u32, cols: u32, tiles: u32, slots: u32 }
+    BiasSizes as "bias_activation_params" { function: u32, rows: u32, cols: u32, tiles: u32, slots: u32 }
 }
 
 static POINTWISE: Source = Source {
@@ -33,6 +35,15 @@ static BIAS: Source = Source {
 const THREADS: usize = 256;
 /// Groups that fit on a unit at once: 64 registers a thread, which the compiler keeps to without spills. In float64, 2.
 const GROUPS_PER_UNIT: usize = 4;
+
+/// The kernels' number of a function.
+fn word(function: Function) -> u32 {
+    match function {
+        Function::Silu => 0,
+        Function::Gelu => 1,
+        Function::GeluTanh => 2,
+    }
+}
 
 fn groups_per_unit(dtype: DType) -> usize {
     if dtype == DType::F64 { GROUPS_PER_UNIT / 2 } else { GROUPS_PER_UNIT }
@@ -55,7 +66,9 @@ struct Plan {
 impl Plan {
     /// `aligned`: every tensor starts at a multiple of 16 bytes.
     fn new(problem: &Activation, pass: Pass, aligned: bool) -> Plan {
-        let whole = !matches!(problem.second, Second::Bias(_)) || problem.cols.is_multiple_of(8);
+        let by_row = problem.rows > 1 || matches!(problem.second, Second::Bias(_));
+        let [x, up] = problem.strides;
+        let whole = !by_row || [problem.cols, x, up].iter().all(|size| size.is_multiple_of(8));
         let vec = if aligned && whole { 8 } else { 1 };
         // Of one 16-bit tensor a thread has 32 bytes on their way, as of float32.
         let alone = problem.second == Second::None && pass == Pass::Forward;
@@ -75,8 +88,6 @@ impl Plan {
         let mut defines = smallvec![
             Number("GK_F64", u32::from(problem.dtype == DType::F64)),
             Word("ACT_T", problem.dtype.kernel_word()),
-            Number("ACT_SILU", u32::from(problem.function == Function::Silu)),
-            Number("ACT_TANH", u32::from(problem.function == Function::GeluTanh)),
             Number("ACT_BACKWARD", u32::from(pass == Pass::Backward)),
             Number("ACT_VEC", self.vec as u32),
             Number("ACT_THREADS", THREADS as u32),
@@ -95,7 +106,14 @@ impl Plan {
     /// Groups and parameters of a form without a bias.
     fn pointwise(&self, problem: &Activation) -> (usize, Vec<u32>) {
         let numel = problem.numel();
-        let sizes = Sizes { numel_low: numel as u32, numel_high: (numel as u64 >> 32) as u32 };
+        let sizes = Sizes {
+            function: word(problem.function),
+            numel_low: numel as u32,
+            numel_high: (numel as u64 >> 32) as u32,
+            row_chunks: if problem.rows > 1 { (problem.cols / self.vec) as u32 } else { 0 },
+            x_stride: problem.strides[0] as u32,
+            up_stride: problem.strides[1] as u32,
+        };
         (numel.div_ceil(THREADS * self.vec * self.chunks), sizes.words())
     }
 
@@ -106,6 +124,7 @@ impl Plan {
         let blocks =
             (units * groups_per_unit(problem.dtype)).div_ceil(tiles).clamp(1, problem.rows.div_ceil(per_block).max(1));
         let sizes = BiasSizes {
+            function: word(problem.function),
             rows: problem.rows as u32,
             cols: problem.cols as u32,
             tiles: tiles as u32,
@@ -137,7 +156,8 @@ impl<D: Gpu> Run<Forward> for D {
 
 impl<D: Gpu> Run<Backward> for D {
     fn run(&self, Backward(problem): &Backward, args: BackwardArgs<'_, Self::Buffer>) -> Result<()> {
-        if problem.cols == 0 {
+        let bias = matches!(problem.second, Second::Bias(_));
+        if problem.cols == 0 || (problem.numel() == 0 && !bias) {
             return Ok(());
         }
         let mut buffers = vec![args.dy, args.x];
@@ -162,21 +182,20 @@ impl<D: Gpu> Run<Backward> for D {
         let parts = self.alloc(blocks * problem.cols * problem.dtype.compute().size())?;
         list.extend([Arg::Buffer(&parts), Arg::Params(&words)]);
         self.launch(&spec, tiles * blocks, &list)?;
-        sum_of_slots(self, &parts, (blocks, problem.cols), d_bias, (problem.dtype, dtype))
+        sum_parts(self, &sums_spec(problem.dtype, dtype, None), &parts, d_bias, None, (blocks, problem.cols))
     }
 }
 
-/// The specialisations: functions, forms, types, aligned and not.
+/// The specialisations: forms, types, aligned and not.
 pub(crate) fn units() -> Vec<Unit> {
     use DType::{BF16, F16, F32, F64};
     let mut specs = Vec::new();
-    for function in Function::ALL {
-        for (dtype, bias) in [(F32, F32), (F16, F16), (BF16, BF16), (BF16, F32), (F64, F64)] {
-            for second in [Second::None, Second::Up, Second::Bias(bias)] {
-                for (pass, aligned) in
-                    [(Pass::Forward, true), (Pass::Forward, false), (Pass::Backward, true), (Pass::Backward, false)]
-                {
-                    let problem = Activation { function, rows: 1, cols: 8, dtype, second };
+    for (dtype, bias) in [(F32, F32), (F16, F16), (BF16, BF16), (BF16, F32), (F64, F64)] {
+        for second in [Second::None, Second::Up, Second::Bias(bias)] {
+            for pass in [Pass::Forward, Pass::Backward] {
+                for aligned in [true, false] {
+                    let problem =
+                        Activation { function: Function::Silu, rows: 1, cols: 8, dtype, second, strides: [8; 2] };
                     let spec = Plan::new(&problem, pass, aligned).spec(&problem, pass);
                     if !specs.contains(&spec) {
                         specs.push(spec);

@@ -13,6 +13,8 @@
 //! | bias | y = f(x + b), b (cols), not rounded before f | dx = dy f'(x + b), db = sum over rows of dy f'(x + b) |
 //! | gated (swiglu, geglu) | y = f(gate) up | d_gate = dy up f'(gate), d_up = dy f(gate) |
 //!
+//! Rows of x and of up may be any distance apart, as those of the halves of one tensor are; other tensors are contiguous.
+//!
 //! Types: float16, bfloat16, float32, float64 (not on Metal); the bias any of them (float64 only with float64).
 //!
 //! **Method**: P(-a) = 1 - P(a) for all three. With a = |x|, c = P(-a) and p = P'(a): f(x) = max(x, 0) - a c, and
@@ -73,7 +75,7 @@ pub enum Second {
     Up,
 }
 
-/// Sizes and types of a call, forward and backward. Without a bias it is one row.
+/// Sizes and types of a call, forward and backward. A contiguous one without a bias is one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activation {
     /// f.
@@ -86,6 +88,8 @@ pub struct Activation {
     pub dtype: DType,
     /// The other operand.
     pub second: Second,
+    /// Elements from a row of x to the next, and of up.
+    pub strides: [usize; 2],
 }
 
 /// The forward pass.
@@ -93,9 +97,9 @@ pub struct Forward(pub Activation);
 /// The backward pass.
 pub struct Backward(pub Activation);
 
-/// Tensors of the forward pass, contiguous.
+/// Tensors of the forward pass.
 pub struct ForwardArgs<'a, B> {
-    /// (rows, cols).
+    /// (rows, cols), of the problem's strides.
     pub x: &'a B,
     /// Bias (cols) or up (rows, cols), as the problem says.
     pub second: Option<&'a B>,
@@ -103,11 +107,11 @@ pub struct ForwardArgs<'a, B> {
     pub y: &'a B,
 }
 
-/// Tensors of the backward pass, contiguous.
+/// Tensors of the backward pass.
 pub struct BackwardArgs<'a, B> {
     /// (rows, cols).
     pub dy: &'a B,
-    /// (rows, cols).
+    /// (rows, cols), of the problem's strides.
     pub x: &'a B,
     /// Bias (cols) or up (rows, cols), as the problem says.
     pub second: Option<&'a B>,
@@ -127,7 +131,8 @@ impl Problem for Backward {
 impl Activation {
     /// f(x).
     pub fn plain(function: Function, shape: &[usize], dtype: DType) -> Activation {
-        Activation { function, rows: 1, cols: shape.iter().product(), dtype, second: Second::None }
+        let cols = shape.iter().product();
+        Activation { function, rows: 1, cols, dtype, second: Second::None, strides: [cols; 2] }
     }
 
     /// f(x + bias): checks the bias.
@@ -148,7 +153,7 @@ impl Activation {
             return Err(Error::DType { op, argument: "bias", got: bias_dtype.to_string(), expected });
         }
         let rows = leading.iter().product();
-        Ok(Activation { function, rows, cols: *cols, dtype, second: Second::Bias(bias_dtype) })
+        Ok(Activation { function, rows, cols: *cols, dtype, second: Second::Bias(bias_dtype), strides: [*cols; 2] })
     }
 
     /// f(gate) up: checks that they are alike.
@@ -167,6 +172,27 @@ impl Activation {
         Ok(Activation { second: Second::Up, ..Activation::plain(function, gate, dtype) })
     }
 
+    /// The same of a contiguous problem for x, and up, of these strides, or None where they have to be copied: where
+    /// rows of the last dimension are not dense, or not a constant distance apart.
+    pub fn strided(self, shape: &[usize], x: &[usize], up: Option<&[usize]>) -> Option<Activation> {
+        let (cols, leading) = shape.split_last()?;
+        let x = row_stride(shape, x)?;
+        let up = up.map_or(Some(x), |up| row_stride(shape, up))?;
+        let rows: usize = leading.iter().product();
+        if rows <= 1 || [x, up] == [*cols; 2] || self.numel() == 0 {
+            return Some(self);
+        }
+        // Kernels count the elements of rows in 32 bits.
+        let most = u32::MAX as usize;
+        let fits = self.numel() <= most && x <= most && up <= most;
+        fits.then_some(Activation { rows, cols: *cols, strides: [x, up], ..self })
+    }
+
+    /// Elements from the first to the last of operand 0 (x) or 1 (up).
+    fn span(&self, operand: usize) -> usize {
+        if self.numel() == 0 { 0 } else { (self.rows - 1) * self.strides[operand] + self.cols }
+    }
+
     /// Number of elements of x.
     pub fn numel(&self) -> usize {
         self.rows * self.cols
@@ -179,8 +205,8 @@ impl Run<Forward> for Cpu {
             let bias = problem.bias_values(args.second);
             // SAFETY: the caller's buffers have the sizes of the problem, and the output is a different one.
             unsafe {
-                let (x, y) = (args.x.slice::<T>(problem.numel()), args.y.slice_mut(problem.numel()));
-                cpu::forward(self.threads(), problem.function, x, problem.beside(&bias, args.second), y);
+                let (x, y) = (args.x.slice::<T>(problem.span(0)), args.y.slice_mut(problem.numel()));
+                cpu::forward(self.threads(), problem, x, problem.beside(&bias, args.second), y);
             }
         });
         Ok(())
@@ -196,9 +222,9 @@ impl Run<Backward> for Cpu {
             let sums = unsafe {
                 cpu::backward(
                     self.threads(),
-                    problem.function,
+                    problem,
                     args.dy.slice::<T>(problem.numel()),
-                    args.x.slice(problem.numel()),
+                    args.x.slice(problem.span(0)),
                     problem.beside(&bias, args.second),
                     args.dx.slice_mut(problem.numel()),
                     args.d_second.map_or(&mut [], |d_up| d_up.slice_mut(up)),
@@ -237,10 +263,30 @@ impl Activation {
         match (self.second, second) {
             (Second::Bias(_), _) => Beside::Bias(bias),
             // SAFETY: the caller's promise.
-            (Second::Up, Some(up)) => Beside::Up(unsafe { up.slice(self.numel()) }),
+            (Second::Up, Some(up)) => Beside::Up(unsafe { up.slice(self.span(1)) }),
             _ => Beside::Nothing,
         }
     }
+}
+
+/// Distance of rows, if they are dense and it is a constant one.
+fn row_stride(shape: &[usize], strides: &[usize]) -> Option<usize> {
+    let (cols, last) = (*shape.last()?, *strides.last()?);
+    if cols > 1 && last != 1 {
+        return None;
+    }
+    let mut sizes = shape.iter().zip(strides).rev().skip(1).filter(|(size, _)| **size != 1);
+    let Some((size, stride)) = sizes.next() else {
+        return Some(cols);
+    };
+    let mut next = size * stride;
+    for (size, stride) in sizes {
+        if *stride != next {
+            return None;
+        }
+        next = size * stride;
+    }
+    Some(*stride)
 }
 
 /// f of every element of `x`.

@@ -4,7 +4,15 @@
 #define ACT_COUNT ((gk_i64)p.numel_high << 32 | (gk_i64)p.numel_low)
 #define ACT_E (ACT_V * ACT_VEC)
 
+// Where element i of a tensor is whose rows, of p.row_chunks chunks, are `stride` elements apart; 0: contiguous.
+G_FN gk_i64 act_place(gk_i64 i, uint stride, PREF(activation_params) p) {
+  if (p.row_chunks == 0) return i;
+  const uint chunk = (uint)(i / ACT_VEC), row = chunk / p.row_chunks;
+  return (gk_i64)row * stride + (chunk - row * p.row_chunks) * ACT_VEC;
+}
+
 #if ACT_BACKWARD
+template <uint F>
 G_FN void act_backward(DEV(const ACT_T) dy, DEV(const ACT_T) x, DEV(const ACT_T) up, DEV(ACT_T) dx, DEV(ACT_T) d_up,
                        PREF(activation_params) p, gk_ctx c) {
   const gk_i64 n = ACT_COUNT;
@@ -13,15 +21,16 @@ G_FN void act_backward(DEV(const ACT_T) dy, DEV(const ACT_T) x, DEV(const ACT_T)
   real u[ACT_E];
 #endif
   G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
-    act_load(dy, ACT_FIRST(v), n, d + v * ACT_VEC);
-    act_load(x, ACT_FIRST(v), n, h + v * ACT_VEC);
+    const gk_i64 i = ACT_FIRST(v);
+    act_load(dy, i, n - i, d + v * ACT_VEC);
+    act_load(x, act_place(i, p.x_stride, p), n - i, h + v * ACT_VEC);
 #if ACT_GATED
-    act_load(up, ACT_FIRST(v), n, u + v * ACT_VEC);
+    act_load(up, act_place(i, p.up_stride, p), n - i, u + v * ACT_VEC);
 #endif
   }
   G_UNROLL for (uint e = 0; e < ACT_E; ++e) {
     real value;
-    const real slope = act_slope(h[e], value);
+    const real slope = act_slope<F>(h[e], value);
 #if ACT_GATED
     h[e] = d[e] * u[e] * slope;
     d[e] = d[e] * value;
@@ -30,13 +39,15 @@ G_FN void act_backward(DEV(const ACT_T) dy, DEV(const ACT_T) x, DEV(const ACT_T)
 #endif
   }
   G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
-    act_store(dx, ACT_FIRST(v), n, h + v * ACT_VEC);
+    const gk_i64 i = ACT_FIRST(v);
+    act_store(dx, i, n - i, h + v * ACT_VEC);
 #if ACT_GATED
-    act_store(d_up, ACT_FIRST(v), n, d + v * ACT_VEC);
+    act_store(d_up, i, n - i, d + v * ACT_VEC);
 #endif
   }
 }
 #else
+template <uint F>
 G_FN void act_forward(DEV(const ACT_T) x, DEV(const ACT_T) up, DEV(ACT_T) y, PREF(activation_params) p, gk_ctx c) {
   const gk_i64 n = ACT_COUNT;
   real h[ACT_E];
@@ -44,38 +55,46 @@ G_FN void act_forward(DEV(const ACT_T) x, DEV(const ACT_T) up, DEV(ACT_T) y, PRE
   real u[ACT_E];
 #endif
   G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
-    act_load(x, ACT_FIRST(v), n, h + v * ACT_VEC);
+    const gk_i64 i = ACT_FIRST(v);
+    act_load(x, act_place(i, p.x_stride, p), n - i, h + v * ACT_VEC);
 #if ACT_GATED
-    act_load(up, ACT_FIRST(v), n, u + v * ACT_VEC);
+    act_load(up, act_place(i, p.up_stride, p), n - i, u + v * ACT_VEC);
 #endif
   }
   G_UNROLL for (uint e = 0; e < ACT_E; ++e) {
-    h[e] = act_value(h[e]);
+    h[e] = act_value<F>(h[e]);
 #if ACT_GATED
     h[e] *= u[e];
 #endif
   }
-  G_UNROLL for (uint v = 0; v < ACT_V; ++v) act_store(y, ACT_FIRST(v), n, h + v * ACT_VEC);
+  G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
+    const gk_i64 i = ACT_FIRST(v);
+    act_store(y, i, n - i, h + v * ACT_VEC);
+  }
 }
 #endif
 
 #if ACT_BACKWARD && ACT_GATED
 G_KERNEL(gated_activation_bwd, ACT_THREADS, IN(0, ACT_T, dy), IN(1, ACT_T, x), IN(2, ACT_T, up), OUT(3, ACT_T, dx),
          OUT(4, ACT_T, d_up), PARAMS(5, activation_params, p)) {
-  act_backward(dy, x, up, dx, d_up, p, G_CTX());
+  const gk_ctx c = G_CTX();
+  ACT_CALL(p.function, act_backward, dy, x, up, dx, d_up, p, c);
 }
 #elif ACT_BACKWARD
 G_KERNEL(activation_bwd, ACT_THREADS, IN(0, ACT_T, dy), IN(1, ACT_T, x), OUT(2, ACT_T, dx),
          PARAMS(3, activation_params, p)) {
-  act_backward(dy, x, x, dx, dx, p, G_CTX());
+  const gk_ctx c = G_CTX();
+  ACT_CALL(p.function, act_backward, dy, x, x, dx, dx, p, c);
 }
 #elif ACT_GATED
 G_KERNEL(gated_activation_fwd, ACT_THREADS, IN(0, ACT_T, x), IN(1, ACT_T, up), OUT(2, ACT_T, y),
          PARAMS(3, activation_params, p)) {
-  act_forward(x, up, y, p, G_CTX());
+  const gk_ctx c = G_CTX();
+  ACT_CALL(p.function, act_forward, x, up, y, p, c);
 }
 #else
 G_KERNEL(activation_fwd, ACT_THREADS, IN(0, ACT_T, x), OUT(1, ACT_T, y), PARAMS(2, activation_params, p)) {
-  act_forward(x, x, y, p, G_CTX());
+  const gk_ctx c = G_CTX();
+  ACT_CALL(p.function, act_forward, x, x, y, p, c);
 }
 #endif

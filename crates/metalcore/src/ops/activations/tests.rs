@@ -111,7 +111,8 @@ fn check_bias<T: Element, B: Element, D: Run<Forward> + Run<Backward>>(device: &
             let column = || (0..rows).map(|row| row * cols + col);
             let exact: f64 = column().map(|i| want[i]).sum();
             let size: f64 = column().map(bound).sum();
-            let bound = B::DTYPE.unit_roundoff() * exact.abs() + (16.0 + (rows as f64).log2()) * w(T::DTYPE) * size;
+            let bound =
+                B::DTYPE.unit_roundoff() * exact.abs() + (16.0 + (rows.max(1) as f64).log2()) * w(T::DTYPE) * size;
             assert!((got.to_f64() - exact).abs() <= bound, "db {what} {col}: got {got:?}, expected {exact:e}");
         }
     }
@@ -157,7 +158,8 @@ fn infinities_give_limits_and_nan_gives_nan<D: Run<Forward> + Run<Backward>>(dev
     for function in Function::ALL {
         let y = activation(function, x.view()).unwrap().to_vec::<f32>().unwrap();
         assert!(y[2].is_nan() && [y[0], y[1], y[3], y[4], y[5]] == [inf, 0.0, f32::MAX, 0.0, 0.0], "{y:?}");
-        assert!((y[6] - 0.5e-40).abs() < 1e-43 && (y[7] + 0.5e-40).abs() < 1e-43, "{y:?}");
+        // Metal has no subnormal numbers.
+        assert!([y[6], -y[7]].iter().all(|y| *y == 0.0 || (y - 0.5e-40).abs() < 1e-43), "{y:?}");
         let plain = Activation::plain(function, &[8], DType::F32);
         let (dx, _) = activation_backward(plain, ones.view(), x.view(), None).unwrap();
         let dx = dx.to_vec::<f32>().unwrap();

@@ -5,9 +5,9 @@
 //! order: its bits do not depend on the number of threads.
 
 use crate::device::cpu::Threads;
+use crate::device::cpu::rows::{add_rounded, block_sum, sum_partials, widened};
 use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
 use crate::dtype::Element;
-use std::borrow::Cow;
 
 /// Elements that a thread takes at a time: more work than the taking.
 const CHUNK: usize = 16 * 1024;
@@ -17,8 +17,6 @@ const SUMMED_ROWS: usize = 32;
 const PARTIALS: usize = 64;
 /// Rows of the backward pass that share one pass over weight and weight gradient.
 const GROUP: usize = 4;
-/// Columns of the weight gradient that a thread takes at a time.
-const COLUMNS: usize = 512;
 
 /// y and rstd of x, or of h = x + residual rounded to T, which goes to `residual_out`.
 pub fn forward<T: Storage, W: Storage>(
@@ -61,18 +59,6 @@ pub fn forward<T: Storage, W: Storage>(
     threads.for_each_mut(&mut chunks, 1, |rows| dispatch(rows));
 }
 
-/// The weight in the type of products; ones if there is none.
-fn widened<W: Storage, C: Real>(weight: Option<&[W]>, cols: usize) -> Cow<'_, [C]> {
-    let Some(weight) = weight else {
-        return Cow::Owned(vec![C::ONE; cols]);
-    };
-    assert_eq!(weight.len(), cols);
-    match C::borrow(weight) {
-        Some(weight) => Cow::Borrowed(weight),
-        None => Cow::Owned(weight.iter().map(|weight| C::get(*weight)).collect()),
-    }
-}
-
 struct ForwardRows<'a, T: Storage> {
     x: &'a [T],
     residual: Option<(&'a [T], &'a mut [T])>,
@@ -109,21 +95,6 @@ impl<T: Storage> WithSimd for &mut ForwardRows<'_, T> {
         }
         stream::finish();
     }
-}
-
-/// sum := x + residual
-#[inline(always)]
-fn add_rounded<T: Storage, S: Simd>(simd: S, x: &[T], residual: &[T], sum: &mut [T]) {
-    let lanes = T::Compute::lanes::<S>();
-    let (mut x, mut residual, mut sum) =
-        (x.chunks_exact(lanes), residual.chunks_exact(lanes), sum.chunks_exact_mut(lanes));
-    for ((x, residual), sum) in (&mut x).zip(&mut residual).zip(&mut sum) {
-        let (x, residual) = (T::Compute::load(simd, x), T::Compute::load(simd, residual));
-        T::Compute::store(simd, T::Compute::vadd(simd, x, residual), sum);
-    }
-    let (x, residual) = (x.remainder(), residual.remainder());
-    let (x, residual) = (T::Compute::load_part(simd, x), T::Compute::load_part(simd, residual));
-    T::Compute::store_part(simd, T::Compute::vadd(simd, x, residual), sum.into_remainder());
 }
 
 /// y := h r w
@@ -190,36 +161,6 @@ fn weighted_dot<T: Storage, S: Simd>(simd: S, dy: &[T], weight: &[T::Compute], x
     )
 }
 
-/// Adds `vectors` terms to `first` with `add(index, sum)`: four sums at a time, in blocks.
-#[inline(always)]
-fn block_sum<C: Real, S: Simd>(
-    simd: S,
-    first: C::Vector<S>,
-    vectors: usize,
-    add: impl Fn(usize, C::Vector<S>) -> C::Vector<S>,
-) -> C {
-    const BLOCK: usize = 128;
-    let mut total = first;
-    for start in (0..vectors).step_by(BLOCK) {
-        let end = vectors.min(start + BLOCK);
-        let mut sums = [C::splat(simd, C::default()); 4];
-        let mut j = start;
-        while j + 4 <= end {
-            for k in 0..4 {
-                sums[k] = add(j + k, sums[k]);
-            }
-            j += 4;
-        }
-        while j < end {
-            sums[0] = add(j, sums[0]);
-            j += 1;
-        }
-        let halves = [C::vadd(simd, sums[0], sums[1]), C::vadd(simd, sums[2], sums[3])];
-        total = C::vadd(simd, total, C::vadd(simd, halves[0], halves[1]));
-    }
-    C::sum(simd, total)
-}
-
 /// dx, and dw if wanted. `x` is what was normalised; `d_residual_out` is a gradient of it that joins dx.
 pub fn backward<T: Storage, W: Storage>(
     threads: &Threads,
@@ -258,14 +199,7 @@ pub fn backward<T: Storage, W: Storage>(
         dispatch(BackwardRows { rows, dw: dw.as_deref_mut(), sum, streamed });
     });
     if let Some(dw) = dw {
-        let mut total = vec![T::Compute::default(); cols];
-        let mut parts: Vec<_> = total.chunks_mut(COLUMNS).enumerate().collect();
-        threads.for_each_mut(&mut parts, 1, |(index, total)| {
-            dispatch(SumPartials { partials: &partials, cols, first: *index * COLUMNS, total });
-        });
-        for (dw, total) in dw.iter_mut().zip(total) {
-            *dw = total.put();
-        }
+        sum_partials(threads, &partials, dw);
     }
 }
 
@@ -405,33 +339,6 @@ fn entry<C: Real, S: Simd>(
 ) -> (C::Vector<S>, C::Vector<S>) {
     let scaled = C::vmul(simd, dy, r);
     (C::neg_mul_add(simd, x, s, C::vmul(simd, scaled, w)), C::vmul(simd, scaled, x))
-}
-
-/// Columns of the weight gradient, from `first` on: four sums over the partial ones, then those.
-struct SumPartials<'a, C> {
-    partials: &'a [C],
-    cols: usize,
-    first: usize,
-    total: &'a mut [C],
-}
-
-impl<C: Real> WithSimd for SumPartials<'_, C> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) {
-        let SumPartials { partials, cols, first, total } = self;
-        let mut quarters = [[C::default(); COLUMNS]; 4];
-        for (index, partial) in partials.chunks_exact(cols).enumerate() {
-            let partial = &partial[first..first + total.len()];
-            for (sum, partial) in quarters[index % 4].iter_mut().zip(partial) {
-                *sum += *partial;
-            }
-        }
-        for (j, total) in total.iter_mut().enumerate() {
-            *total = (quarters[0][j] + quarters[1][j]) + (quarters[2][j] + quarters[3][j]);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use gpu::{sum_of_slots, units};
+pub(crate) use gpu::units;
 
 use crate::device::{Device, Problem, Run, cpu::Cpu};
 use crate::error::{Error, Result};

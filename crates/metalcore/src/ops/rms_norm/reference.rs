@@ -46,7 +46,7 @@ pub fn backward(dy: &[f64], x: &[f64], weight: Option<&[f64]>, rstd: &[f64], col
 }
 
 /// A sum whose rounding errors are summed too (Neumaier): float64 results are checked against it.
-fn sum(terms: impl Iterator<Item = f64>) -> f64 {
+pub fn sum(terms: impl Iterator<Item = f64>) -> f64 {
     let (total, lost) = terms.fold((0.0f64, 0.0f64), |(total, lost), term| {
         let next = total + term;
         let rounded = if total.abs() >= term.abs() { (total - next) + term } else { (term - next) + total };

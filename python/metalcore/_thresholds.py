@@ -1,0 +1,88 @@
+"""Which calls are faster here than in torch: measured, one line for each op, device kind and dtype.
+
+A line says for which sizes (least, most; None: no limit) it holds, and the measurement it comes from: torch's time over
+ours, with the machine and its run in results/. What no line covers stays with torch. Between the smallest and the
+largest measured size ours was faster throughout; columns are not extended beyond what was measured.
+
+Sizes of an op are those that its override in overrides.py names.
+"""
+
+import contextlib
+from typing import Iterator, NamedTuple
+
+import torch
+
+from . import config
+
+
+class Line(NamedTuple):
+    """Sizes of one op on one kind of device for which ours is faster."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    sizes: dict  # name of a size -> (least, most)
+    measured: str
+
+
+F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+
+# fmt: off
+MEASURED = (
+    # On a GPU both the time of the kernels and that of a call on an idle GPU have to be shorter.
+    Line("rms_norm", "cuda", F32, {"elements": (1 << 24, None), "columns": (1024, 4096)}, "nvidia-h200 44eb6ca: 4096x4096 1.31, backward 1.83, idle 1.15; 16384x4096 1.34, 1.85, 1.17; 1024x4096 idle 0.87"),
+    Line("rms_norm", "cuda", BF16, {"elements": (1 << 24, None), "columns": (1024, 4096)}, "nvidia-h200 44eb6ca: 4096x4096 1.21, backward 1.60, idle 1.08; 16384x4096 1.24, 1.73, 1.18; 1024x4096 idle 0.79"),
+    Line("qr", "cuda", F32, {"batch": (1, 9), "rows": (16, 512), "columns": (16, 512)}, "nvidia-h200 44eb6ca: 16x16 5.2, 512x512 1.99, 512x128 1.65; 1000x200 0.99"),
+    Line("qr", "cuda", F32, {"batch": (10, None), "rows": (8, 256), "columns": (8, 256)}, "nvidia-h200 44eb6ca: 50x8x8 180, 1000x16x16 2600, 10x256x256 19"),
+    Line("adamw", "cuda", F32, {"elements": (1000, None)}, "nvidia-h200 44eb6ca, against fused: one tensor of 1000 13 us, torch 47; 1048576 2.83, 16777216 1.02, idle 1.26; 1.13 B 1.19"),
+    Line("rms_norm", "cpu", F32, {"elements": (4096, None), "columns": (1024, 4096)}, "amd-epyc-2-threads 87c95c8: 1x4096 1.69, backward 1.61; 1024x1024 1.29, 2.41; 8x512x4096 2.57, 5.84"),
+    Line("rms_norm", "cpu", BF16, {"elements": (4096, None), "columns": (1024, 4096)}, "amd-epyc-2-threads 87c95c8: 1x4096 2.14, backward 1.84; 1024x1024 2.57, 3.56; 8x512x4096 5.20, 9.72"),
+    Line("qr", "cpu", F32, {"batch": (1, 9), "rows": (16, 4000), "columns": (16, 1024)}, "amd-epyc-2-threads 87c95c8: 16x16 1.20, 1024x1024 2.34, 4000x1000 1.40; 20000x8 0.43"),
+    Line("qr", "cpu", F32, {"batch": (10, None), "rows": (8, 256), "columns": (8, 256)}, "amd-epyc-2-threads 87c95c8: 50x8x8 4.60, 1000x16x16 14, 10x256x256 3.10"),
+    Line("adamw", "cpu", F32, {"elements": (1000000, None)}, "amd-epyc-2-threads 87c95c8, against fused: 1000 x 1000 5.09, 1048576 1.27, 10485760 1.07"),
+)
+# fmt: on
+
+_lines: dict = {}
+for _line in MEASURED:
+    _lines.setdefault((_line.op, _line.device, _line.dtype), []).append(tuple((n, *s) for n, s in _line.sizes.items()))
+_everything = False
+
+
+_emulated = config.emulate
+
+
+def _emulate(on: bool) -> None:
+    global _emulated
+    _emulated = on
+
+
+config._on_emulate.append(_emulate)
+
+
+def faster(op: str, device: torch.device, dtype: torch.dtype, sizes: dict) -> bool:
+    """Whether the table says that ours is faster. Every call of an overridden function asks."""
+    if _everything:
+        return True
+    kind = device.type
+    if _emulated and kind == "cpu":
+        return False
+    for limits in _lines.get((op, kind, dtype), ()):
+        for name, least, most in limits:
+            size = sizes[name]
+            if (least is not None and size < least) or (most is not None and size > most):
+                break
+        else:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def everything() -> Iterator[None]:
+    """Takes every call that ours can do, whatever the table says: to test and to measure."""
+    global _everything
+    before, _everything = _everything, True
+    try:
+        yield
+    finally:
+        _everything = before
