@@ -47,8 +47,6 @@ pub trait Real:
     type Mask<S: Simd>: Copy;
     /// 1.
     const ONE: Self;
-    /// Where [`Real::vexp`] is 0, and where it is infinite.
-    const EXPONENTS: [Self; 2];
 
     /// Square root, correctly rounded.
     fn sqrt(self) -> Self;
@@ -112,13 +110,9 @@ pub trait Real:
     /// Square root of each lane, correctly rounded.
     fn vsqrt<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// e to the power of each lane; 0 below the exponents of normal numbers.
-    #[inline(always)]
-    fn vexp<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S> {
-        let [least, most] = Self::EXPONENTS.map(|end| Self::splat(simd, end));
-        Self::vexp_within(simd, Self::at_least(simd, Self::at_most(simd, a, most), least))
-    }
-    /// The same of lanes within [`Real::EXPONENTS`].
-    fn vexp_within<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
+    fn vexp<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
+    /// 2 to the power of each lane: not above 128 nor below -127, where it is infinite and 0 (float64: 1024, -1023).
+    fn vexp2<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// Magnitude of each lane.
     fn vabs<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// The magnitude of `a` with the sign opposite to that of `b`.
@@ -151,19 +145,18 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $bits:ident, $vector:ident, $mask:ident, $lanes:ident, bias $bias:literal, mantissa $mantissa:literal, exponents $exponents:expr;
+    ($t:ident, $bits:ident, $vector:ident, $mask:ident, $lanes:ident, bias $bias:literal, mantissa $mantissa:literal;
      unary { $($unary_name:ident = $unary:ident),* }
      binary { $($binary_name:ident = $binary:ident),* }
      ternary { $($ternary_name:ident = $ternary:ident),* }
      reduction { $($reduction_name:ident = $reduction:ident),* }
      quadruples { $($quad_name:ident = $quad:ident),* }
      $borrow:ident, $get:expr, $put:ident, $as_vectors:ident, $as_vectors_mut:ident, $load:ident, $store:ident,
-     $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident) => {
+     $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident, $exp:ident, $exp2:ident) => {
         impl Real for $t {
             type Vector<S: Simd> = S::$vector;
             type Mask<S: Simd> = S::$mask;
             const ONE: $t = 1.0;
-            const EXPONENTS: [$t; 2] = $exponents;
 
             $(#[inline(always)]
             fn $unary_name<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
@@ -214,8 +207,12 @@ macro_rules! real {
                 G::$put(self)
             }
             #[inline(always)]
-            fn vexp_within<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
-                exp::$t(simd, a)
+            fn vexp<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
+                exp::$exp(simd, a)
+            }
+            #[inline(always)]
+            fn vexp2<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
+                exp::$exp2(simd, a)
             }
             #[inline(always)]
             fn lanes<S: Simd>() -> usize {
@@ -261,24 +258,24 @@ macro_rules! real {
     };
 }
 real! {
-    f32, u32, f32s, m32s, F32_LANES, bias 127, mantissa 23, exponents [-88.0, 89.0];
+    f32, u32, f32s, m32s, F32_LANES, bias 127, mantissa 23;
     unary { vsqrt = sqrt_f32s, vabs = abs_f32s }
     binary { vadd = add_f32s, vsub = sub_f32s, vmul = mul_f32s, vdiv = div_f32s, vmax = max_f32s }
     ternary { mul_add = mul_add_e_f32s, neg_mul_add = negate_mul_add_e_f32s }
     reduction { sum = reduce_sum_f32s, largest = reduce_max_f32s }
     quadruples { from_quadruples = deinterleave_shfl_f32s, to_quadruples = interleave_shfl_f32s }
     as_f32, Storage::to_f32, from_f32, as_simd_f32s, as_mut_simd_f32s, load_f32, store_f32,
-    splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s
+    splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s, exp_f32, exp2_f32
 }
 real! {
-    f64, u64, f64s, m64s, F64_LANES, bias 1023, mantissa 52, exponents [-709.0, 710.0];
+    f64, u64, f64s, m64s, F64_LANES, bias 1023, mantissa 52;
     unary { vsqrt = sqrt_f64s, vabs = abs_f64s }
     binary { vadd = add_f64s, vsub = sub_f64s, vmul = mul_f64s, vdiv = div_f64s, vmax = max_f64s }
     ternary { mul_add = mul_add_e_f64s, neg_mul_add = negate_mul_add_e_f64s }
     reduction { sum = reduce_sum_f64s, largest = reduce_max_f64s }
     quadruples { from_quadruples = deinterleave_shfl_f64s, to_quadruples = interleave_shfl_f64s }
     as_f64, Storage::exact, round_f64, as_simd_f64s, as_mut_simd_f64s, load_f64, store_f64,
-    splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s
+    splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s, exp_f64, exp2_f64
 }
 
 /// Lets tests run kernels as on a lesser processor.
