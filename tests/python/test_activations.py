@@ -204,11 +204,36 @@ def test_views_give_the_bits_of_their_contiguous_copies(device, dtype, shape, la
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if "bias" not in form])
-def test_halves_of_one_tensor_are_like_their_copies(device, dtype, form):
+@pytest.mark.parametrize("shape", [(3, 130), (2, 5, 4128), (1, 7, 48), (4, 1, 2)], ids=str)
+def test_halves_of_one_tensor_are_like_their_copies(device, dtype, form, shape):
     function, names = FORMS[form]
-    both = normal(3, 130, device=device, dtype=dtype)
+    both = normal(*shape, device=device, dtype=dtype)
     parts = both.chunk(2, -1)[: len(names)]
-    assert same_bits(function(*parts), function(*(t.contiguous() for t in parts)))
+    dy = normal(*parts[0].shape, device=device, dtype=dtype)
+
+    def results(parts):
+        leaves = [t.detach().requires_grad_() for t in parts]
+        y = function(*leaves)
+        return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+    with Unchanged(both, dy):
+        found = results(parts)
+    assert_fresh(found, (both, dy))
+    assert all(same_bits(*pair) for pair in zip(found, results([t.contiguous() for t in parts])))
+
+
+@pytest.mark.dtypes(torch.float32)
+def test_rows_may_repeat_lie_apart_or_differ_in_distance(device, dtype):
+    wide, row = normal(6, 5, 40, device=device, dtype=dtype), normal(40, device=device, dtype=dtype)
+    for gate, up in (
+        (row.expand(6, 5, 40), wide),
+        (wide, row.expand(6, 5, 40)),
+        (wide[::2], wide[3:]),
+        (wide[:, ::2, 3:20], wide[:, :3, 20:37]),
+        (wide[..., ::2], wide[..., 1::2]),
+        (wide[:, 1:, 8:], wide[:, :-1, :-8]),
+    ):
+        assert same_bits(metalcore.swiglu(gate, up), metalcore.swiglu(gate.contiguous(), up.contiguous()))
 
 
 def test_swiglu_bwd_is_the_derivative_of_swiglu(device, dtype):

@@ -24,10 +24,7 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector(
-        "activations",
-        "GELU, SiLU, their bias forms, SwiGLU and GEGLU: forward, forward + backward",
-        activations.cases,
-        activations.host_calls,
+        "activations", "GELU, SiLU, bias forms, gates: forward, forward + backward", activations.cases, activations.host_calls
     ),
     Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
