@@ -8,15 +8,19 @@ from typing import Any, Optional
 
 import metalcore
 import torch
-from metalcore._errors import translate
+from metalcore._errors import translate, wrong
 from metalcore._operators import check_tensors, needs_grad
 from torch import Tensor
 
 __all__ = [
+    "bias_gelu_fwd",
+    "bias_silu_fwd",
     "cross_entropy_fwd",
     "fused_add_layernorm",
     "fused_add_rmsnorm",
     "fused_softmax",
+    "gelu_bwd",
+    "gelu_fwd",
     "kl_div_fwd",
     "kl_div_topk_fwd",
     "layernorm_fwd",
@@ -27,7 +31,11 @@ __all__ = [
     "rope_bwd",
     "rope_fwd",
     "rope_fwd_qk",
+    "silu_bwd",
+    "silu_fwd",
     "softmax_bwd",
+    "swiglu_bwd_strided",
+    "swiglu_fwd",
 ]
 
 
@@ -75,6 +83,58 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, W: Optional[Tensor], eps:
     _no_grad("fused_add_rmsnorm", "fused_add_rmsnorm", input, residual, W)
     check_tensors("fused_add_rmsnorm", input=input, residual=residual, W=W)
     return tuple(_call(torch.ops.metalcore.add_rms_norm_fwd.default, input, residual, W, 1, eps))
+
+
+def gelu_fwd(X: Tensor, approximate: str = "none") -> Tensor:
+    """As :func:`metalcore.metal_gelu`."""
+    _no_grad("gelu_fwd", "metal_gelu", X)
+    return metalcore.metal_gelu(X, approximate)
+
+
+def gelu_bwd(dY: Tensor, X: Tensor, approximate: str = "none") -> Tensor:
+    """The gradient of X from that of ``gelu_fwd(X, approximate)``."""
+    _no_grad("gelu_bwd", "metal_gelu", dY, X)
+    check_tensors("gelu_bwd", dY=dY, X=X)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(wrong("gelu_bwd", "approximate", repr(approximate), "'none' or 'tanh'"))
+    return _call(torch.ops.metalcore.gelu_bwd.default, dY, X, approximate == "tanh")
+
+
+def silu_fwd(X: Tensor) -> Tensor:
+    """As :func:`metalcore.metal_silu`."""
+    _no_grad("silu_fwd", "metal_silu", X)
+    return metalcore.metal_silu(X)
+
+
+def silu_bwd(dY: Tensor, X: Tensor) -> Tensor:
+    """The gradient of X from that of ``silu_fwd(X)``."""
+    _no_grad("silu_bwd", "metal_silu", dY, X)
+    check_tensors("silu_bwd", dY=dY, X=X)
+    return _call(torch.ops.metalcore.silu_bwd.default, dY, X)
+
+
+def bias_gelu_fwd(X: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
+    """As :func:`metalcore.bias_gelu`."""
+    _no_grad("bias_gelu_fwd", "bias_gelu", X, bias)
+    return metalcore.bias_gelu(X, bias, approximate)
+
+
+def bias_silu_fwd(X: Tensor, bias: Tensor) -> Tensor:
+    """As :func:`metalcore.bias_silu`."""
+    _no_grad("bias_silu_fwd", "bias_silu", X, bias)
+    return metalcore.bias_silu(X, bias)
+
+
+def swiglu_fwd(gate: Tensor, up: Tensor) -> Tensor:
+    """As :func:`metalcore.swiglu`."""
+    _no_grad("swiglu_fwd", "swiglu", gate, up)
+    return metalcore.swiglu(gate, up)
+
+
+def swiglu_bwd_strided(d_h: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`metalcore.swiglu_bwd`: any shape and strides."""
+    _no_grad("swiglu_bwd_strided", "swiglu", d_h, gate, up)
+    return metalcore.swiglu_bwd(d_h, gate, up)
 
 
 def rope_fwd(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

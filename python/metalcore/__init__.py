@@ -10,6 +10,17 @@ from . import config
 from ._kl_div import kl_div, kl_div_topk
 from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
+from .activations import (
+    MetalGELU,
+    MetalSiLU,
+    bias_gelu,
+    bias_silu,
+    geglu,
+    metal_gelu,
+    metal_silu,
+    swiglu,
+    swiglu_bwd,
+)
 from .adamw import MetalAdamW
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
@@ -32,14 +43,18 @@ __all__ = [
     "QR",
     "FusedAddRMSNorm",
     "MetalAdamW",
+    "MetalGELU",
     "MetalLayerNorm",
     "MetalRMSNorm",
+    "MetalSiLU",
     "MetalSoftmax",
     "RMSNormFunction",
     "RotaryEmbedding",
     "apply_rotary_pos_emb",
     "apply_rotary_pos_emb_single",
     "apply_to",
+    "bias_gelu",
+    "bias_silu",
     "config",
     "cross_entropy",
     "disable_pytorch_overrides",
@@ -48,6 +63,7 @@ __all__ = [
     "fused_add_rmsnorm",
     "fused_linear_cross_entropy",
     "fused_softmax",
+    "geglu",
     "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",
@@ -55,6 +71,8 @@ __all__ = [
     "kl_div",
     "kl_div_topk",
     "layer_norm",
+    "metal_gelu",
+    "metal_silu",
     "patch_comfy",
     "patch_transformers_rmsnorm",
     "patch_transformers_rope",
@@ -64,6 +82,8 @@ __all__ = [
     "rms_norm",
     "rope_forward",
     "rope_fwd",
+    "swiglu",
+    "swiglu_bwd",
     "unpatch",
     "unpatch_comfy",
 ]

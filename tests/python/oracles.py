@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable
 
+import mpmath
 import numpy as np
 import torch
 from support import ROUNDOFF, Unchanged, assert_within, exact, gamma, normal, rho, working_roundoff
@@ -64,6 +65,30 @@ def rms_norm_backward(
     shape = tuple(x.shape)
     weight_shape = (width,) if weight is None else tuple(weight.shape)
     return Bounded(dx.reshape(shape), bound.reshape(shape)), Bounded(dw.reshape(weight_shape), spread.reshape(weight_shape))
+
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+def activation(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """f(x) and f'(x) of "silu", "none" (gelu) or "tanh" (its tanh form)."""
+    with np.errstate(over="ignore"):
+        if name == "none":
+            tails = [mpmath.ncdf(-abs(mpmath.mpf(float(v)))) for v in x.reshape(-1)]
+            tail = np.array([_longdouble(v) for v in tails], dtype=np.longdouble).reshape(x.shape)
+            p = np.where(x < 0, tail, 1 - tail)
+            rate = np.exp(-np.square(x.astype(np.longdouble)) / 2) / np.sqrt(2 * np.longdouble(str(mpmath.pi)))
+        else:
+            factor = 2 * np.sqrt(2 / np.longdouble(str(mpmath.pi))) if name == "tanh" else np.longdouble(1)
+            cubic = np.longdouble("0.044715") if name == "tanh" else np.longdouble(0)
+            z = factor * (x + cubic * x**3)
+            p, q = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))
+            rate = p * q * factor * (1 + 3 * cubic * x**2)
+    return x * p, p + x * rate
+
+
+def _longdouble(value: mpmath.mpf) -> np.longdouble:
+    return np.longdouble(mpmath.nstr(value, 25))
 
 
 # --- rope -----------------------------------------------------------------------------------------

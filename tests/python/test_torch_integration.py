@@ -55,6 +55,22 @@ def _add_rms_norm_bwd(x):
         yield (_like(x, 3, 8), _like(x, 3, 8), h, weight, _rstd(h), 1), {}
 
 
+def _activation(name):
+    """Samples of one of the operators of an activation, such as bias_gelu_bwd."""
+
+    def samples(x):
+        for shape in ((3, 8), (2, 3, 5)):
+            second = {"bias": shape[-1:], "geglu": shape, "swiglu": shape}.get(name.split("_")[0])
+            tensors = [_like(x, *s) for s in (shape, second) if s is not None]
+            gradient = [_like(x, *shape)] if name.endswith("_bwd") else []
+            for flags in ((False,), (True,)) if "ge" in name else ((),):
+                yield (*gradient, *tensors, *flags), {}
+        tensors[0] = _like(x, 2, 5, 3).mT
+        yield (*gradient, *tensors, *flags), {}
+
+    return samples
+
+
 def _rope(x):
     cos, sin = _like(x, 3, 4), _like(x, 3, 4)
     yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 1, 8), cos, sin, None, 2), {}
@@ -193,6 +209,11 @@ SAMPLES = {
     "kl_div_topk_fwd": _kl_div_topk_fwd,
     "kl_div_topk_bwd": _kl_div_topk_bwd,
     "adamw_": _adamw_,
+    **{
+        f"{name}_{way}": _activation(f"{name}_{way}")
+        for name in ("gelu", "silu", "bias_gelu", "bias_silu", "geglu", "swiglu")
+        for way in ("fwd", "bwd")
+    },
 }
 IN_PLACE = ("adamw_", "cross_entropy_bwd_")
 

@@ -8,6 +8,8 @@ use criterion::{Criterion, Throughput};
 use metalcore::device::{Device, cpu::Cpu};
 use metalcore::{Element, Result};
 
+#[path = "../src/ops/activations/bench.rs"]
+mod activations;
 #[path = "../src/ops/adamw/bench.rs"]
 mod adamw;
 #[path = "../src/ops/cross_entropy/bench.rs"]
@@ -71,6 +73,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm);
+    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm, activations);
     bench.criterion.final_summary();
 }

@@ -61,6 +61,7 @@ impl Unit {
 /// All of them.
 pub fn all() -> Vec<Unit> {
     let units = [
+        ops::activations::units(),
         ops::adamw::units(),
         ops::cross_entropy::units(),
         ops::kl_div::units(),

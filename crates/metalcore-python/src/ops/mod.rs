@@ -1,5 +1,6 @@
 //! One file per operation: its operators, written once over `Host`.
 
+pub mod activations;
 pub mod adamw;
 pub mod cross_entropy;
 pub mod kl_div;
@@ -13,6 +14,7 @@ use crate::operator::Operator;
 
 /// The operators of every file. AdamW's is made in Python.
 const OPERATORS: &[&[Operator]] = &[
+    activations::OPERATORS,
     qr::OPERATORS,
     rms_norm::OPERATORS,
     rope::OPERATORS,

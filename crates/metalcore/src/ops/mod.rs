@@ -1,5 +1,6 @@
 //! The operations, one folder each.
 
+pub mod activations;
 pub mod adamw;
 pub mod cross_entropy;
 pub mod kl_div;

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import adamw, cross_entropy, layer_norm, qr, rms_norm, rope, softmax
+from . import activations, adamw, cross_entropy, layer_norm, qr, rms_norm, rope, softmax
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Selector:
 SELECTORS: tuple[Selector, ...] = (
     Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
+    Selector(
+        "activations", "GELU, SiLU, bias forms, gates: forward, forward + backward", activations.cases, activations.host_calls
+    ),
     Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
     Selector(
@@ -38,5 +41,5 @@ SELECTORS: tuple[Selector, ...] = (
 )
 
 GROUPS: dict[str, Sequence[str]] = {
-    "training": ("rmsnorm", "rope", "softmax", "losses", "adamw"),
+    "training": ("rmsnorm", "activations", "rope", "softmax", "losses", "adamw"),
 }

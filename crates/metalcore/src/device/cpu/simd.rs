@@ -8,6 +8,7 @@ mod exp;
 mod storage;
 pub mod stream;
 
+pub use exp::polynomial;
 use pulp::bytemuck::Pod;
 pub use pulp::{Simd, WithSimd};
 pub use storage::Storage;
@@ -108,8 +109,10 @@ pub trait Real:
     fn neg_mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     /// Square root of each lane, correctly rounded.
     fn vsqrt<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
-    /// e to the power of each lane; 0 where that would be subnormal.
+    /// e to the power of each lane; 0 below the exponents of normal numbers.
     fn vexp<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
+    /// 2 to the power of each lane: not above 128 nor below -127, where it is infinite and 0 (float64: 1024, -1023).
+    fn vexp2<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// Magnitude of each lane.
     fn vabs<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
     /// The magnitude of `a` with the sign opposite to that of `b`.
@@ -120,6 +123,16 @@ pub trait Real:
     fn any<S: Simd>(simd: S, mask: Self::Mask<S>) -> bool;
     /// `yes` where true, else `no`.
     fn select<S: Simd>(simd: S, mask: Self::Mask<S>, yes: Self::Vector<S>, no: Self::Vector<S>) -> Self::Vector<S>;
+    /// The smaller; NaN where `a` is.
+    #[inline(always)]
+    fn at_most<S: Simd>(simd: S, a: Self::Vector<S>, most: Self::Vector<S>) -> Self::Vector<S> {
+        Self::select(simd, Self::less(simd, most, a), most, a)
+    }
+    /// The larger; NaN where `a` is.
+    #[inline(always)]
+    fn at_least<S: Simd>(simd: S, a: Self::Vector<S>, least: Self::Vector<S>) -> Self::Vector<S> {
+        Self::select(simd, Self::less(simd, a, least), least, a)
+    }
     /// Sum of the lanes, in a fixed order.
     fn sum<S: Simd>(simd: S, a: Self::Vector<S>) -> Self;
     /// Largest lane.
@@ -139,7 +152,7 @@ macro_rules! real {
      reduction { $($reduction_name:ident = $reduction:ident),* }
      quadruples { $($quad_name:ident = $quad:ident),* }
      $borrow:ident, $get:expr, $put:ident, $as_vectors:ident, $as_vectors_mut:ident, $load:ident, $store:ident,
-     $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident) => {
+     $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident, $exp:ident, $exp2:ident) => {
         impl Real for $t {
             type Vector<S: Simd> = S::$vector;
             type Mask<S: Simd> = S::$mask;
@@ -195,7 +208,11 @@ macro_rules! real {
             }
             #[inline(always)]
             fn vexp<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
-                exp::$t(simd, a)
+                exp::$exp(simd, a)
+            }
+            #[inline(always)]
+            fn vexp2<S: Simd>(simd: S, a: S::$vector) -> S::$vector {
+                exp::$exp2(simd, a)
             }
             #[inline(always)]
             fn lanes<S: Simd>() -> usize {
@@ -248,7 +265,7 @@ real! {
     reduction { sum = reduce_sum_f32s, largest = reduce_max_f32s }
     quadruples { from_quadruples = deinterleave_shfl_f32s, to_quadruples = interleave_shfl_f32s }
     as_f32, Storage::to_f32, from_f32, as_simd_f32s, as_mut_simd_f32s, load_f32, store_f32,
-    splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s
+    splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s, exp_f32, exp2_f32
 }
 real! {
     f64, u64, f64s, m64s, F64_LANES, bias 1023, mantissa 52;
@@ -258,7 +275,7 @@ real! {
     reduction { sum = reduce_sum_f64s, largest = reduce_max_f64s }
     quadruples { from_quadruples = deinterleave_shfl_f64s, to_quadruples = interleave_shfl_f64s }
     as_f64, Storage::exact, round_f64, as_simd_f64s, as_mut_simd_f64s, load_f64, store_f64,
-    splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s
+    splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s, exp_f64, exp2_f64
 }
 
 /// Lets tests run kernels as on a lesser processor.

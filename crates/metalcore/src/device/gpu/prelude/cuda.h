@@ -89,6 +89,12 @@ G_FN bool sg_all(bool v) { return __all_sync(GK_LANES, v) != 0; }
 // float beside a double is promoted and not ambiguous.
 G_FN float g_sqrt(float x) { return __fsqrt_rn(x); }
 G_FN float g_rsqrt(float x) { return __fdiv_rn(1.0f, __fsqrt_rn(x)); }
+// 1 / x within 1 unit in the last place, for x and 1 / x of normal size
+G_FN float g_recip(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 G_FN float g_exp(float x) { return expf(x); }
 // 2^x within 2^-22, relative; subnormal results are 0.
 G_FN float g_exp2(float x) {
@@ -103,6 +109,7 @@ G_FN bool g_isnan(float x) { return (__float_as_uint(x) & 0x7fffffffu) > 0x7f800
 #if GK_F64
 G_FN double g_sqrt(double x) { return __dsqrt_rn(x); }
 G_FN double g_rsqrt(double x) { return __ddiv_rn(1.0, __dsqrt_rn(x)); }
+G_FN double g_recip(double x) { return __drcp_rn(x); }
 G_FN double g_exp(double x) { return exp(x); }
 G_FN double g_exp2(double x) { return exp2(x); }
 G_FN double g_log(double x) { return log(x); }
