@@ -24,7 +24,7 @@ mod tests;
 
 pub(crate) use gpu::units;
 
-use crate::device::{Problem, Run, cpu::Cpu};
+use crate::device::{Device, Problem, Run, cpu::Cpu};
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, View};
 use crate::{DType, with_dtype};
@@ -138,13 +138,21 @@ pub fn kl_div<D: Run<Forward>>(log_p: View<'_, D>, log_q: View<'_, D>) -> Result
     Ok(losses)
 }
 
+/// Gradients, where they are wanted.
+pub struct Gradients<D: Device> {
+    /// d log p
+    pub dp: Option<Tensor<D>>,
+    /// d log q
+    pub dq: Option<Tensor<D>>,
+}
+
 /// d log p and d log q, those that are wanted, from the gradient of the losses.
 pub fn kl_div_backward<D: Run<Backward>>(
     grad: View<'_, D>,
     log_p: View<'_, D>,
     log_q: View<'_, D>,
     wanted: (bool, bool),
-) -> Result<(Option<Tensor<D>>, Option<Tensor<D>>)> {
+) -> Result<Gradients<D>> {
     let problem = KlDiv::new((log_p.shape, log_p.dtype), (log_q.shape, log_q.dtype))?;
     let rows = &log_p.shape[..log_p.shape.len() - 1];
     if grad.shape != rows {
@@ -165,5 +173,5 @@ pub fn kl_div_backward<D: Run<Backward>>(
         dq: dq.as_ref().map(Tensor::buffer),
     };
     log_p.device.run(&Backward(problem), args)?;
-    Ok((dp, dq))
+    Ok(Gradients { dp, dq })
 }
