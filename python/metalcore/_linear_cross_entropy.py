@@ -55,11 +55,11 @@ def _passes(
     """Losses of the rows, and what ``grad``, the gradient of their reduction, gives the inputs, chunk by chunk."""
     rows, classes = hidden.shape[0], weight.shape[0]
     losses = []
-    none = hidden.new_empty((0,))
-    dh = torch.empty_like(hidden, memory_format=torch.contiguous_format) if grads & 1 else none
-    dw = torch.empty_like(weight, memory_format=torch.contiguous_format) if grads & 2 else none
+    none = [hidden.new_empty((0,)) for _ in range(3)]
+    dh = torch.empty_like(hidden, memory_format=torch.contiguous_format) if grads & 1 else none[0]
+    dw = torch.empty_like(weight, memory_format=torch.contiguous_format) if grads & 2 else none[1]
     # Summed in float32: a bias of half type would lose what a chunk adds.
-    db = torch.zeros(classes, dtype=_compute_dtype(weight.dtype), device=weight.device) if grads & 4 else none
+    db = torch.zeros(classes, dtype=_compute_dtype(weight.dtype), device=weight.device) if grads & 4 else none[2]
     size = max(1, chunk_size)
     transposed = weight.t()
     logits_room = hidden.new_empty((min(size, rows), classes))

@@ -76,6 +76,11 @@ impl Layout {
         Layout { threads_per_row: threads.max(1), rows_per_group: 128 / threads.max(1), chunks: 1, ..self }
     }
 
+    /// Whether a thread takes more than one element at a time.
+    pub fn vectors(&self) -> bool {
+        self.vec > 1
+    }
+
     /// What the registers of a row's threads hold, how often it is in a row.
     pub fn tiles(&self, cols: usize) -> usize {
         cols.div_ceil((self.threads_per_row * self.chunks * self.vec) as usize).max(1)

@@ -26,7 +26,11 @@ static BACKWARD: Source = Source {
 
 /// `wanted`: which gradients; None is the forward pass, which holds two rows as well. Nothing is read twice.
 fn plan(problem: &KlDiv, wanted: Option<(bool, bool)>, aligned: bool) -> (Layout, Spec) {
-    let layout = Layout::new(problem.cols, problem.dtype, Pass::Backward, aligned).narrow(problem.cols);
+    let mut layout = Layout::new(problem.cols, problem.dtype, Pass::Backward, aligned).narrow(problem.cols);
+    if !layout.vectors() {
+        // 32 single elements on their way spill in 128 registers.
+        layout.groups_per_unit = (layout.groups_per_unit / 2).max(1);
+    }
     let mut defines = layout.defines(problem.dtype);
     let (source, entry) = match wanted {
         None => (&FORWARD, "kl_div_fwd"),
