@@ -14,8 +14,11 @@ from torch import Tensor
 
 __all__ = [
     "cross_entropy_fwd",
+    "embedding_bag",
     "fused_add_rmsnorm",
     "fused_softmax",
+    "gather",
+    "index_select",
     "kl_div_fwd",
     "kl_div_topk_fwd",
     "qr",
@@ -25,6 +28,7 @@ __all__ = [
     "rope_bwd",
     "rope_fwd",
     "rope_fwd_qk",
+    "scatter_add",
     "softmax_bwd",
 ]
 
@@ -123,3 +127,28 @@ def kl_div_topk_fwd(log_p: Tensor, log_q: Tensor, idx: Tensor, k: int) -> Tensor
     """The same over the classes in the first k columns of idx (..., at least k)."""
     _no_grad("kl_div_topk_fwd", "kl_div_topk", log_p, log_q)
     return metalcore.kl_div_topk(log_p, log_q, idx, k, "none")
+
+
+def embedding_bag(weight: Tensor, indices: Tensor, offsets: Tensor, mode: int = 0) -> Tensor:
+    """(B, D) from offsets (B + 1,); mode 0 sum, 1 mean, 2 max; as :func:`metalcore.embedding_bag`."""
+    _no_grad("embedding_bag", "embedding_bag", weight)
+    names = ("sum", "mean", "max")
+    return metalcore.embedding_bag(weight, indices, offsets, names[mode] if mode in (0, 1, 2) else mode)
+
+
+def gather(src: Tensor, index: Tensor, dim: int) -> Tensor:
+    """As :func:`metalcore.gather`."""
+    _no_grad("gather", "gather", src)
+    return metalcore.gather(src, index, dim)
+
+
+def scatter_add(dst: Tensor, index: Tensor, src: Tensor, dim: int) -> Tensor:
+    """As :func:`metalcore.scatter_add`."""
+    _no_grad("scatter_add", "scatter_add", dst, src)
+    return metalcore.scatter_add(dst, index, src, dim)
+
+
+def index_select(src: Tensor, dim: int, index: Tensor) -> Tensor:
+    """As :func:`metalcore.index_select`."""
+    _no_grad("index_select", "index_select", src)
+    return metalcore.index_select(src, dim, index)

@@ -7,12 +7,14 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
+from ._indexing import gather, index_select, scatter_add
 from ._kl_div import kl_div, kl_div_topk
 from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .adamw import MetalAdamW
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
+from .embedding_bag import MetalEmbeddingBag, embedding_bag
 from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
 from .qr import QR, qr, qr_batched
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
@@ -31,6 +33,7 @@ __all__ = [
     "QR",
     "FusedAddRMSNorm",
     "MetalAdamW",
+    "MetalEmbeddingBag",
     "MetalRMSNorm",
     "MetalSoftmax",
     "RMSNormFunction",
@@ -41,13 +44,16 @@ __all__ = [
     "config",
     "cross_entropy",
     "disable_pytorch_overrides",
+    "embedding_bag",
     "enable_pytorch_overrides",
     "fused_add_rmsnorm",
     "fused_linear_cross_entropy",
     "fused_softmax",
+    "gather",
     "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",
+    "index_select",
     "is_patched",
     "kl_div",
     "kl_div_topk",
@@ -60,6 +66,7 @@ __all__ = [
     "rms_norm",
     "rope_forward",
     "rope_fwd",
+    "scatter_add",
     "unpatch",
     "unpatch_comfy",
 ]

@@ -12,6 +12,8 @@ use metalcore::{Element, Result};
 mod adamw;
 #[path = "../src/ops/cross_entropy/bench.rs"]
 mod cross_entropy;
+#[path = "../src/ops/embedding_bag/bench.rs"]
+mod embedding_bag;
 #[path = "../src/ops/qr/bench.rs"]
 mod qr;
 #[path = "../src/ops/rms_norm/bench.rs"]
@@ -67,6 +69,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy);
+    bench_all!(adamw, embedding_bag, rope, qr, rms_norm, softmax, cross_entropy);
     bench.criterion.final_summary();
 }

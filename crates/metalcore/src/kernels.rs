@@ -63,6 +63,7 @@ pub fn all() -> Vec<Unit> {
     let units = [
         ops::adamw::units(),
         ops::cross_entropy::units(),
+        ops::embedding_bag::units(),
         ops::qr::units(),
         ops::rms_norm::units(),
         ops::rope::units(),

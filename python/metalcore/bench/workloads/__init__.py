@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import adamw, cross_entropy, qr, rms_norm, rope, softmax
+from . import adamw, cross_entropy, embedding_bag, indexing, qr, rms_norm, rope, softmax
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
     Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
+    Selector("embedding", "Embedding bag: forward, forward + backward", embedding_bag.cases, embedding_bag.host_calls),
+    Selector("scatter", "gather, scatter_add, index_select", indexing.cases, indexing.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
