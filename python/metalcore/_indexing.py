@@ -1,21 +1,28 @@
 """gather, scatter_add, index_select: torch's own kernels, with sums of half types in float32, and an index out of range
 that a GPU answers with NaN in place of an assertion."""
 
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import config
 from ._errors import wrong
 from ._operators import needs_grad, same_device, takes_metal
 
 _HALVES = (torch.float16, torch.bfloat16)
 _INDICES = (torch.int32, torch.int64)
+_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError)
 
 
 def _widened(t: Tensor) -> Tensor:
     """In the type of sums, where torch would round every addition to a half type."""
     return t.float() if t.dtype in _HALVES else t
+
+
+def _torchs(t: Tensor, index: Tensor) -> bool:
+    """Whether torch's own call is all there is to do."""
+    return index.dtype is torch.int64 and t.dtype not in _HALVES and t.device.type == "cpu" and not config.emulate
 
 
 def _on_host(t: Tensor) -> bool:
@@ -83,15 +90,11 @@ for _name, _arguments, _function in (
     _library.impl(_name, _function, "CompositeImplicitAutograd")
 
 
-def _call(op: str, function: Callable, args: tuple, dim: int, **tensors: Tensor) -> Tensor:
-    """The call; where torch refuses it, an error that names the argument."""
-    try:
-        return function(*args)
-    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
-        _refuse(op, dim, **tensors)
-        # Sizes that do not fit, in torch's words.
-        kind = ValueError if isinstance(error, (RuntimeError, IndexError)) else type(error)
-        raise kind(f"{op}: {str(error).splitlines()[0]}") from None
+def _refused(op: str, error: Exception, dim: Any, **tensors: Any) -> Exception:
+    """The error of a call that torch refused: of the argument that is wrong, else (sizes that do not fit) in torch's words."""
+    _refuse(op, dim, **tensors)
+    kind = ValueError if isinstance(error, (RuntimeError, IndexError)) else type(error)
+    return kind(f"{op}: {str(error).splitlines()[0]}")
 
 
 def _refuse(op: str, dim: Any, **tensors: Any) -> None:
@@ -119,11 +122,6 @@ def _refuse(op: str, dim: Any, **tensors: Any) -> None:
         raise IndexError(wrong(op, "index", f"index {int(outside[0])}", f"0 to {size - 1}"))
 
 
-def _check(op: str, dim: int, index: Any, **tensors: Any) -> None:
-    if not isinstance(index, Tensor) or index.dtype not in _INDICES:
-        _refuse(op, dim, **tensors, index=index)
-
-
 def gather(src: Tensor, index: Tensor, dim: int = 0) -> Tensor:
     """``torch.gather(src, dim, index)``: the element of src, along ``dim``, that each element of index names.
 
@@ -133,8 +131,15 @@ def gather(src: Tensor, index: Tensor, dim: int = 0) -> Tensor:
     Raises ValueError for shapes that do not fit or a wrong ``dim``, TypeError for another dtype of index, IndexError on cpu
     for an index out of range; on a GPU that element is NaN (0 of integers) and gives no gradient.
     """
-    _check("gather", dim, index, src=src)
-    return _call("gather", _gather, (src, index, dim), dim, src=src, index=index)
+    try:
+        if _torchs(src, index):
+            return torch.gather(src, dim, index)
+        if index.dtype in _INDICES:
+            return _gather(src, index, dim)
+        error: Exception = TypeError()
+    except _ERRORS as raised:
+        error = raised
+    raise _refused("gather", error, dim, src=src, index=index)
 
 
 def scatter_add(dst: Tensor, index: Tensor, src: Tensor, dim: int = 0) -> Tensor:
@@ -147,10 +152,15 @@ def scatter_add(dst: Tensor, index: Tensor, src: Tensor, dim: int = 0) -> Tensor
     Raises ValueError for shapes that do not fit or a wrong ``dim``, TypeError for wrong dtypes, IndexError on cpu for an
     index out of range; on a GPU that element of src is left out.
     """
-    _check("scatter_add", dim, index, dst=dst)
-    if isinstance(dst, Tensor) and (not isinstance(src, Tensor) or src.dtype != dst.dtype):
-        _refuse("scatter_add", dim, dst=dst, index=index, src=src)
-    return _call("scatter_add", _scatter_add, (dst, index, src, dim), dim, dst=dst, index=index, src=src)
+    try:
+        if _torchs(dst, index):
+            return torch.scatter_add(dst, dim, index, src)
+        if index.dtype in _INDICES and src.dtype == dst.dtype:
+            return _scatter_add(dst, index, src, dim)
+        error: Exception = TypeError()
+    except _ERRORS as raised:
+        error = raised
+    raise _refused("scatter_add", error, dim, dst=dst, index=index, src=src)
 
 
 def index_select(src: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -162,5 +172,12 @@ def index_select(src: Tensor, dim: int, index: Tensor) -> Tensor:
     Raises ValueError for a wrong shape or ``dim``, TypeError for another dtype of index, IndexError on cpu for an index out
     of range; on a GPU that slice is NaN (0 of integers) and gives no gradient.
     """
-    _check("index_select", dim, index, src=src)
-    return _call("index_select", _index_select, (src, dim, index), dim, src=src, index=index)
+    try:
+        if _torchs(src, index):
+            return torch.index_select(src, dim, index)
+        if index.dtype in _INDICES:
+            return _index_select(src, dim, index)
+        error: Exception = TypeError()
+    except _ERRORS as raised:
+        error = raised
+    raise _refused("index_select", error, dim, src=src, index=index)
