@@ -20,9 +20,21 @@ def _widened(t: Tensor) -> Tensor:
     return t.float() if t.dtype in _HALVES else t
 
 
+_emulated = config.emulate
+
+
+def _emulate(on: bool) -> None:
+    # Kept here: reading it from the configuration takes as long as a small call.
+    global _emulated
+    _emulated = on
+
+
+config._on_emulate.append(_emulate)
+
+
 def _torchs(t: Tensor, index: Tensor) -> bool:
     """Whether torch's own call is all there is to do."""
-    return index.dtype is torch.int64 and t.dtype not in _HALVES and t.device.type == "cpu" and not config.emulate
+    return t.is_cpu and index.dtype is torch.int64 and t.dtype not in _HALVES and not _emulated
 
 
 def _on_host(t: Tensor) -> bool:

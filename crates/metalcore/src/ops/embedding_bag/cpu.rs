@@ -48,7 +48,7 @@ impl<C: Real> Sums<C> {
             let next = *total + term;
             let error = (next - *total) - term;
             // Not of infinities.
-            *lost = if next - next == zero { error } else { zero };
+            *lost = if next * zero == zero { error } else { zero };
             *total = next;
             *part = zero;
         }
@@ -72,17 +72,12 @@ impl<C: Real> Sums<C> {
 
     /// y := total / divisor
     #[inline(always)]
-    fn put<T: Storage<Compute = C>, S: Simd, const STREAMED: bool>(&self, simd: S, divisor: C, y: &mut [T]) {
+    fn put<T: Storage<Compute = C>, S: Simd>(&self, simd: S, divisor: C, y: &mut [T]) {
         let lanes = C::lanes::<S>();
         let divisor = C::splat(simd, divisor);
         let (mut total, mut y) = (self.total.chunks_exact(lanes), y.chunks_exact_mut(lanes));
         for (total, y) in (&mut total).zip(&mut y) {
-            let value = C::vdiv(simd, C::load(simd, total), divisor);
-            if STREAMED {
-                stream::store::<C, S, T>(simd, value, y);
-            } else {
-                C::store(simd, value, y);
-            }
+            C::store(simd, C::vdiv(simd, C::load(simd, total), divisor), y);
         }
         let rest = C::vdiv(simd, C::load_part(simd, total.remainder()), divisor);
         C::store_part(simd, rest, y.into_remainder());
@@ -258,6 +253,7 @@ impl<T: Storage, I: IndexElement> WithSimd for WithSums<'_, Bags<'_, T, I>, T::C
             let entries = entries_of(bag, task.offsets, task.first + b);
             let y = &mut task.y[b * cols..(b + 1) * cols];
             sums.terms.clear();
+            sums.terms.reserve(entries.len());
             for entry in entries.clone() {
                 let row = task.indices[entry].into() as usize;
                 if bag.padding != Some(row) {
@@ -277,9 +273,15 @@ impl<T: Storage, I: IndexElement> WithSimd for WithSums<'_, Bags<'_, T, I>, T::C
                 Some(_) => sums.add::<T, S, true>(simd, task.weight),
                 None => sums.add::<T, S, false>(simd, task.weight),
             }
-            sums.put::<T, S, false>(simd, divisor, y);
+            sums.put(simd, divisor, y);
         }
     }
+}
+
+#[expect(clippy::eq_op, reason = "what NaN is known by")]
+#[inline(always)]
+fn is_nan<C: Real>(x: C) -> bool {
+    x != x
 }
 
 /// The largest of each column, and its entry.
@@ -309,8 +311,7 @@ fn maximum<T: Storage, I: IndexElement>(
         }
         for ((y, place), value) in y.iter_mut().zip(places.iter_mut()).zip(values) {
             let (x, best) = (T::Compute::get(*value), T::Compute::get(*y));
-            // Also where x alone is NaN.
-            let better = !(x <= best) & (best == best);
+            let better = (x > best) | (is_nan(x) & !is_nan(best));
             *y = if better { *value } else { *y };
             *place = if better { entry as i32 } else { *place };
         }
@@ -359,13 +360,12 @@ impl<T: Storage, I: IndexElement> Gradient<'_, T, I> {
         if cols == 0 {
             return;
         }
-        let streamed = stream::wanted(dw, cols);
         let some = (CHUNK / cols).max(1);
         let bags = self.bags();
         let mut tasks: Vec<_> = dw
             .chunks_mut(some * cols)
             .enumerate()
-            .map(|(part, dw)| Rows { gradient: self, bags: &bags, keys, order, first: part * some, dw, streamed })
+            .map(|(part, dw)| Rows { gradient: self, bags: &bags, keys, order, first: part * some, dw })
             .collect();
         threads.for_each_mut_init(&mut tasks, 1, || Sums::new(cols), |sums, task| dispatch(WithSums { task, sums }));
     }
@@ -390,7 +390,6 @@ struct Rows<'a, T: Storage, I> {
     order: &'a [i64],
     first: usize,
     dw: &'a mut [T],
-    streamed: bool,
 }
 
 impl<T: Storage, I: IndexElement> WithSimd for WithSums<'_, Rows<'_, T, I>, T::Compute> {
@@ -408,14 +407,14 @@ impl<T: Storage, I: IndexElement> WithSimd for WithSums<'_, Rows<'_, T, I>, T::C
             while at < task.keys.len() && key(at) == row as i64 {
                 at += 1;
             }
-            if from == at && !task.streamed {
+            if from == at {
                 dw.fill(T::from_f32(0.0));
                 continue;
             }
             let entries = task.order[from..at].iter().map(|entry| *entry as usize);
             let entries = entries.filter(|_| bag.padding != Some(row));
             sums.terms.clear();
-            if largest.is_some() && at > from {
+            if largest.is_some() {
                 sums.clear();
             } else {
                 sums.total.fill(T::Compute::default());
@@ -440,18 +439,13 @@ impl<T: Storage, I: IndexElement> WithSimd for WithSums<'_, Rows<'_, T, I>, T::C
                 let sample = samples.map_or(T::Compute::ONE, |samples| T::Compute::get(samples[entry]));
                 sums.terms.push((b, sample * scale[b]));
             }
-            if largest.is_some() && at > from {
+            if largest.is_some() {
                 sums.flush();
             } else if !sums.terms.is_empty() {
                 sums.add::<T, S, true>(simd, dy);
             }
-            if task.streamed {
-                sums.put::<T, S, true>(simd, T::Compute::ONE, dw);
-            } else {
-                sums.put::<T, S, false>(simd, T::Compute::ONE, dw);
-            }
+            sums.put(simd, T::Compute::ONE, dw);
         }
-        stream::finish();
     }
 }
 
