@@ -56,7 +56,7 @@ def build(context: Context, op: str, shape: tuple[int, ...], count: int, dtype: 
     device = context.device
     generator = torch.Generator(device).manual_seed(SEED)
     size = math.prod(shape) * dtype.itemsize
-    copies = copies_needed(size, size if op == "scatter_add" else 0, context.profile.cache_bytes)
+    copies = copies_needed(size, size, context.profile.cache_bytes)
     draw = lambda *sizes: torch.randn(sizes, generator=generator, device=device).to(dtype)  # noqa: E731
     sources = [draw(*shape) for _ in range(copies)]
     index = torch.randint(shape[0], (count,), generator=generator, device=device)
