@@ -16,11 +16,14 @@ __all__ = [
     "bias_gelu_fwd",
     "bias_silu_fwd",
     "cross_entropy_fwd",
+    "embedding_bag",
     "fused_add_layernorm",
     "fused_add_rmsnorm",
     "fused_softmax",
+    "gather",
     "gelu_bwd",
     "gelu_fwd",
+    "index_select",
     "kl_div_fwd",
     "kl_div_topk_fwd",
     "layernorm_fwd",
@@ -31,6 +34,7 @@ __all__ = [
     "rope_bwd",
     "rope_fwd",
     "rope_fwd_qk",
+    "scatter_add",
     "silu_bwd",
     "silu_fwd",
     "softmax_bwd",
@@ -203,3 +207,28 @@ def fused_add_layernorm(
     tensors = {"input": input, "residual": residual, "weight": weight, "bias": bias}
     check_tensors("fused_add_layernorm", optional=("weight", "bias"), **tensors)
     return tuple(_call(torch.ops.metalcore.add_layer_norm_fwd.default, input, residual, weight, bias, 1, eps))
+
+
+def embedding_bag(weight: Tensor, indices: Tensor, offsets: Tensor, mode: int = 0) -> Tensor:
+    """(B, D) from offsets (B + 1,); mode 0 sum, 1 mean, 2 max; as :func:`metalcore.embedding_bag`."""
+    _no_grad("embedding_bag", "embedding_bag", weight)
+    names = ("sum", "mean", "max")
+    return metalcore.embedding_bag(weight, indices, offsets, names[mode] if mode in (0, 1, 2) else mode)
+
+
+def gather(src: Tensor, index: Tensor, dim: int) -> Tensor:
+    """As :func:`metalcore.gather`."""
+    _no_grad("gather", "gather", src)
+    return metalcore.gather(src, index, dim)
+
+
+def scatter_add(dst: Tensor, index: Tensor, src: Tensor, dim: int) -> Tensor:
+    """As :func:`metalcore.scatter_add`."""
+    _no_grad("scatter_add", "scatter_add", dst, src)
+    return metalcore.scatter_add(dst, index, src, dim)
+
+
+def index_select(src: Tensor, dim: int, index: Tensor) -> Tensor:
+    """As :func:`metalcore.index_select`."""
+    _no_grad("index_select", "index_select", src)
+    return metalcore.index_select(src, dim, index)

@@ -7,6 +7,7 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
+from ._indexing import gather, index_select, scatter_add
 from ._kl_div import kl_div, kl_div_topk
 from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
@@ -24,6 +25,7 @@ from .activations import (
 from .adamw import MetalAdamW
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
+from .embedding_bag import MetalEmbeddingBag, embedding_bag
 from .layer_norm import MetalLayerNorm, fused_add_layernorm, layer_norm
 from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
 from .qr import QR, qr, qr_batched
@@ -43,6 +45,7 @@ __all__ = [
     "QR",
     "FusedAddRMSNorm",
     "MetalAdamW",
+    "MetalEmbeddingBag",
     "MetalGELU",
     "MetalLayerNorm",
     "MetalRMSNorm",
@@ -58,15 +61,18 @@ __all__ = [
     "config",
     "cross_entropy",
     "disable_pytorch_overrides",
+    "embedding_bag",
     "enable_pytorch_overrides",
     "fused_add_layernorm",
     "fused_add_rmsnorm",
     "fused_linear_cross_entropy",
     "fused_softmax",
+    "gather",
     "geglu",
     "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",
+    "index_select",
     "is_patched",
     "kl_div",
     "kl_div_topk",
@@ -82,6 +88,7 @@ __all__ = [
     "rms_norm",
     "rope_forward",
     "rope_fwd",
+    "scatter_add",
     "swiglu",
     "swiglu_bwd",
     "unpatch",

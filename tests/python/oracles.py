@@ -267,3 +267,40 @@ def assert_step(optimizer: torch.optim.Optimizer, step: Callable[[], Any] | None
         for name, want in adamw(before, group, grad_scale).items():
             assert_within(f"adamw {name}", p if name == "param" else state[name], want.value, want.bound, p.dtype)
     return result
+
+
+# --- embedding_bag --------------------------------------------------------------------------------
+
+
+def embedding_bag(
+    weight: Tensor, indices: Tensor, sizes: list[int], mode: str, samples: Tensor | None, padding: int | None, dy: Tensor
+) -> tuple[Bounded, Bounded, Bounded]:
+    """y, and the gradients of weight and samples, bag by bag. The gradient of a maximum goes to its first entry."""
+    values, d, index = exact(weight), exact(dy), indices.cpu().numpy()
+    factors = np.ones(len(index), values.dtype) if samples is None else exact(samples)
+    columns, rho_, count = values.shape[1], rho(weight.dtype), len(index)
+    y, y_size = np.zeros((len(sizes), columns), values.dtype), np.zeros((len(sizes), columns), values.dtype)
+    dw, dw_size, df = np.zeros_like(values), np.zeros_like(values), np.zeros((2, count), values.dtype)
+    end = 0
+    for b, size in enumerate(sizes):
+        begin, end = end, end + size
+        entries = np.array([e for e in range(begin, end) if index[e] != padding], dtype=int)
+        if not len(entries):
+            continue
+        found = values[index[entries]]
+        scale = len(entries) if mode == "mean" else 1
+        share = np.ones_like(found) * factors[entries][:, None] / scale
+        if mode == "max":
+            share = (found.argmax(0) == np.arange(len(entries))[:, None]).astype(values.dtype)
+        y[b], y_size[b] = (found * share).sum(0), np.abs(found * share).sum(0)
+        np.add.at(dw, index[entries], share * d[b])
+        np.add.at(dw_size, index[entries], np.abs(share * d[b]))
+        df[0, entries], df[1, entries] = found @ d[b], np.abs(found) @ np.abs(d[b])
+    forward = gamma(max(sizes, default=1), weight.dtype) * y_size if mode != "max" else 0 * y_size
+    backward, dots = 2 * gamma(count, weight.dtype) * dw_size, 2 * gamma(columns, weight.dtype) * df[1]
+    rounded = rho_ * np.abs(y) if mode != "max" else 0
+    return (
+        Bounded(y, rounded + forward * (1 + rho_)),
+        Bounded(dw, rho_ * np.abs(dw) + backward * (1 + rho_)),
+        Bounded(df[0], rho_ * np.abs(df[0]) + dots * (1 + rho_)),
+    )

@@ -231,6 +231,9 @@ def test_torchs_sample_inputs_have_the_same_results_and_gradients(op, device, dt
         bounds = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps} if half else {}
         torch.testing.assert_close(got, want, **bounds)
         if want_grads is not None:
+            if op == "layer_norm" and not half:
+                # Of a row of one element it is 0; torch's is a rounding times 1 / sqrt(eps).
+                bounds = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 1e3 * torch.finfo(dtype).eps}
             torch.testing.assert_close(got_grads, want_grads, **{k: 4 * v for k, v in bounds.items()})
     assert op in taken or (op == "qr" and half), "no sample was taken"
 

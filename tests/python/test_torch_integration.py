@@ -172,6 +172,46 @@ def _kl_div_topk_bwd(x):
         yield (ops.kl_div_topk_fwd(*args), *args), {}
 
 
+def _bags(x):
+    indices, offsets = torch.tensor([1, 0, 4, 1, 1], device=x.device), torch.tensor([0, 2, 2, 5], device=x.device)
+    for mode, last, samples, padding in (
+        (0, True, None, -1),
+        (0, False, _like(x, 5), 0),
+        (1, False, None, 1),
+        (2, True, None, -1),
+    ):
+        yield _like(x, 6, 4), indices, offsets, samples, (mode, last, padding)
+
+
+def _embedding_bag_fwd(x):
+    for weight, indices, offsets, samples, options in _bags(x):
+        yield (weight, indices, offsets, samples, *options), {}
+    yield (_like(x, 4, 6).mT, indices.int(), offsets.int(), None, 2, True, -1), {}
+
+
+def _embedding_bag_bwd(x):
+    for weight, indices, offsets, samples, options in _bags(x):
+        y, scale, largest = ops.embedding_bag_fwd(weight, indices, offsets, samples, *options)
+        keys, order = torch.sort(indices, stable=True)
+        for grads in ((True, samples is not None), (False, samples is not None)):
+            dy = torch.ones_like(y)
+            yield (dy, weight, indices, offsets, samples, scale, largest, keys, order, 6, *options, *grads), {}
+
+
+def _gather(x):
+    yield (_like(x, 5, 4), torch.randint(5, (3, 4), device=x.device)), {}
+    yield (_like(x, 4, 5).mT, torch.randint(4, (5, 2), device=x.device), 1), {}
+
+
+def _scatter_add(x):
+    for args, _ in _gather(x):
+        yield (args[0], args[1], _like(x, *args[1].shape), *args[2:]), {}
+
+
+def _index_select(x):
+    yield (_like(x, 5, 4), 1, torch.randint(4, (3,), device=x.device)), {}
+
+
 def _adamw_(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scalars = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "maximize": False}
@@ -208,6 +248,11 @@ SAMPLES = {
     "kl_div_bwd": _kl_div_bwd,
     "kl_div_topk_fwd": _kl_div_topk_fwd,
     "kl_div_topk_bwd": _kl_div_topk_bwd,
+    "embedding_bag_fwd": _embedding_bag_fwd,
+    "embedding_bag_bwd": _embedding_bag_bwd,
+    "gather": _gather,
+    "scatter_add": _scatter_add,
+    "index_select": _index_select,
     "adamw_": _adamw_,
     **{
         f"{name}_{way}": _activation(f"{name}_{way}")

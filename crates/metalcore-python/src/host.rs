@@ -30,6 +30,8 @@ pub trait Host {
     fn buffer(&self, tensor: &Self::Tensor) -> BufferOf<Self>;
     /// An uninitialised tensor.
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Self::Tensor>;
+    /// The same of indices.
+    fn empty_index(&self, shape: &[usize], index: Index) -> Result<Self::Tensor>;
     /// Whether rows follow each other without gaps.
     fn is_contiguous(&self, tensor: &Self::Tensor) -> bool;
     /// The tensor itself if it is contiguous, else a copy.
@@ -148,6 +150,9 @@ impl<D: Foreign> Host for Shim<D> {
     }
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         Tensor::empty(shape, dtype, self.place)
+    }
+    fn empty_index(&self, shape: &[usize], index: Index) -> Result<Tensor> {
+        Tensor::empty_index(shape, index, self.place)
     }
     fn is_here(&self, tensor: &Tensor) -> bool {
         tensor.peek().device() == self.place

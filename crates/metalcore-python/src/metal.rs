@@ -173,6 +173,10 @@ impl Host for Objects {
             self.0.tensor(py, shape.to_vec(), &dtype.to_string()).map(Arc::new).map_err(|e| failed(py, e))
         })
     }
+    fn empty_index(&self, shape: &[usize], index: Index) -> Result<Buffer> {
+        let dtype = if index == Index::I32 { "int32" } else { "int64" };
+        Python::attach(|py| self.0.tensor(py, shape.to_vec(), dtype).map(Arc::new).map_err(|e| failed(py, e)))
+    }
     fn is_here(&self, tensor: &Buffer) -> bool {
         let kind: String = Objects::of(tensor, |t| t.getattr("device")?.getattr("type")?.extract());
         kind == self.0.inner.place

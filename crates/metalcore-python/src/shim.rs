@@ -211,6 +211,11 @@ impl Tensor {
         let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
         Tensor::empty_code(&sizes, dtype_code(dtype), device)
     }
+    /// An uninitialised, contiguous tensor of indices.
+    pub fn empty_index(shape: &[usize], index: Index, device: (i32, i32)) -> Result<Tensor> {
+        let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+        Tensor::empty_code(&sizes, if index == Index::I32 { I32 } else { I64 }, device)
+    }
     fn empty_code(sizes: &[i64], dtype: i32, (device, index): (i32, i32)) -> Result<Tensor> {
         let mut strides = vec![1; sizes.len()];
         for i in (1..sizes.len()).rev() {

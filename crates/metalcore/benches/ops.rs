@@ -14,6 +14,8 @@ mod activations;
 mod adamw;
 #[path = "../src/ops/cross_entropy/bench.rs"]
 mod cross_entropy;
+#[path = "../src/ops/embedding_bag/bench.rs"]
+mod embedding_bag;
 #[path = "../src/ops/kl_div/bench.rs"]
 mod kl_div;
 #[path = "../src/ops/layer_norm/bench.rs"]
@@ -73,6 +75,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm, activations);
+    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm, activations, embedding_bag);
     bench.criterion.final_summary();
 }

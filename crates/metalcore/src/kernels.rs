@@ -64,6 +64,7 @@ pub fn all() -> Vec<Unit> {
         ops::activations::units(),
         ops::adamw::units(),
         ops::cross_entropy::units(),
+        ops::embedding_bag::units(),
         ops::kl_div::units(),
         ops::layer_norm::units(),
         ops::qr::units(),

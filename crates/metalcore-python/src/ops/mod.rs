@@ -3,6 +3,7 @@
 pub mod activations;
 pub mod adamw;
 pub mod cross_entropy;
+pub mod embedding_bag;
 pub mod kl_div;
 pub mod layer_norm;
 pub mod qr;
@@ -15,6 +16,7 @@ use crate::operator::Operator;
 /// The operators of every file. AdamW's is made in Python.
 const OPERATORS: &[&[Operator]] = &[
     activations::OPERATORS,
+    embedding_bag::OPERATORS,
     qr::OPERATORS,
     rms_norm::OPERATORS,
     rope::OPERATORS,

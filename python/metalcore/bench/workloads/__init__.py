@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import activations, adamw, cross_entropy, layer_norm, qr, rms_norm, rope, softmax
+from . import activations, adamw, cross_entropy, embedding_bag, indexing, layer_norm, qr, rms_norm, rope, softmax
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ SELECTORS: tuple[Selector, ...] = (
     Selector(
         "layernorm", "Layer norm and fused add + layer norm: forward, forward + backward", layer_norm.cases, layer_norm.host_calls
     ),
+    Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
+    Selector("embedding", "Embedding bag: forward, forward + backward", embedding_bag.cases, embedding_bag.host_calls),
+    Selector("scatter", "gather, scatter_add, index_select", indexing.cases, indexing.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 

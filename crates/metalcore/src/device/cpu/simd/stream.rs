@@ -1,4 +1,4 @@
-//! Stores that go past the caches, for results too large to be found there when they are read.
+//! Stores that go past the caches, for results too large to be found there when they are read; loads ahead of time.
 //!
 //! An ordinary store first reads the line that it changes; a streaming one of whole lines does not, which saves a third
 //! of the traffic of reading one array and writing another. Results that fit the last-level cache are better left in
@@ -31,6 +31,18 @@ pub fn store<C: Real, S: Simd, G: Storage>(simd: S, vector: C::Vector<S>, values
         }
     }
     C::store(simd, vector, values);
+}
+
+/// Asks for the cache line of a value that is read soon.
+#[inline(always)]
+pub fn prefetch<T>(value: &T) {
+    // SAFETY: reads nothing that the program sees.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        arch::_mm_prefetch::<{ arch::_MM_HINT_T0 }>(std::ptr::from_ref(value).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
 }
 
 /// Makes streamed values visible to whoever is told about them next.

@@ -1,0 +1,162 @@
+"""gather, scatter_add, index_select: torch's results, sums of half types, indices out of range, derivatives, errors."""
+
+from __future__ import annotations
+
+import re
+
+import metalcore
+import metalcore_backend
+import numpy as np
+import pytest
+import torch
+from support import EMULATED, ERROR_TEXT, Unchanged, assert_within, exact, gamma, normal, rho, same_bits
+from torch.autograd import gradcheck, gradgradcheck
+
+INTEGERS = (torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (4, 1, 6), (5, 123, 12)], ids=str)
+def test_results_are_torchs_for_every_dimension_and_index_type(device, dtype, shape):
+    src = normal(*shape, device=device, dtype=dtype)
+    for dim in range(-len(shape), len(shape)):
+        index = torch.randint(shape[dim], shape).to(device)
+        flat = torch.randint(shape[dim], (9,)).to(device)
+        for i, f in ((index, flat), (index.int(), flat.int())):
+            with Unchanged(src, i, f):
+                assert same_bits(metalcore.gather(src, i, dim), torch.gather(src, dim, index))
+                assert same_bits(metalcore.index_select(src, dim, f), torch.index_select(src, dim, flat))
+                found = metalcore.scatter_add(src, i, src, dim)
+            want = torch.scatter_add(src.double(), dim, index, src.double())
+            size = torch.scatter_add(src.double().abs(), dim, index, src.double().abs())
+            bound = rho(dtype) * want.abs() + 2 * gamma(shape[dim], dtype) * size
+            assert_within("scatter_add", found, exact(want.to(torch.float64)).astype(float), bound.cpu().numpy())
+            assert same_bits(metalcore_backend.gather(src, i, dim), torch.gather(src, dim, index))
+            assert same_bits(metalcore_backend.index_select(src, dim, f), torch.index_select(src, dim, flat))
+            assert metalcore_backend.scatter_add(src, i, src, dim).shape == src.shape
+
+
+@pytest.mark.parametrize("kind", INTEGERS, ids=str)
+def test_every_dtype_that_torch_takes(device, kind):
+    src = torch.randint(2, (5, 4)).to(device, kind)
+    index = torch.randint(5, (3, 4)).to(device)
+    assert torch.equal(metalcore.gather(src, index), torch.gather(src, 0, index))
+    assert torch.equal(metalcore.index_select(src, 0, index[:, 0]), torch.index_select(src, 0, index[:, 0]))
+    if kind is not torch.bool:
+        assert torch.equal(metalcore.scatter_add(src, index, src), torch.scatter_add(src, 0, index, src))
+
+
+def test_empty_tensors(device, dtype):
+    none = torch.empty(0, 4, device=device, dtype=dtype)
+    index = torch.empty(0, 4, device=device, dtype=torch.int64)
+    assert metalcore.gather(none, index).shape == (0, 4)
+    assert metalcore.index_select(none, 0, index[:, 0]).shape == (0, 4)
+    assert metalcore.scatter_add(none, index, none).shape == (0, 4)
+    some = normal(3, 4, device=device, dtype=dtype)
+    assert same_bits(metalcore.scatter_add(some, index, none), some)
+    single = torch.tensor(2.0, device=device, dtype=dtype)
+    zero = torch.tensor(0, device=device)
+    assert same_bits(metalcore.gather(single, zero), single) and same_bits(metalcore.index_select(single, 0, zero), single)
+
+
+def test_views_give_the_bits_of_their_contiguous_copies(device, dtype):
+    src = normal(6, 5, device=device, dtype=dtype).mT
+    index = torch.randint(5, (6, 5)).to(device).mT
+    for call in (lambda s, i: metalcore.gather(s, i), lambda s, i: metalcore.index_select(s, 1, i[0])):
+        assert same_bits(call(src, index), call(src.contiguous(), index.contiguous()))
+    if device.type == "cpu":  # elsewhere the order of a sum is not fixed
+        want = metalcore.scatter_add(src.contiguous(), index.contiguous(), src.contiguous())
+        assert same_bits(metalcore.scatter_add(src, index, src), want)
+
+
+def test_many_additions_of_half_types_are_rounded_once(device, dtype):
+    count = 5000
+    dst = normal(3, device=device, dtype=dtype)
+    src, index = normal(count, device=device, dtype=dtype), torch.randint(3, (count,)).to(device)
+    want, size = exact(dst).copy(), np.abs(exact(dst))
+    np.add.at(want, index.cpu().numpy(), exact(src))
+    np.add.at(size, index.cpu().numpy(), np.abs(exact(src)))
+    bound = rho(dtype) * np.abs(want) + 2 * gamma(count, dtype) * size
+    assert_within("scatter_add", metalcore.scatter_add(dst, index, src), want, bound)
+    for call in (metalcore.gather, lambda s, i: metalcore.index_select(s, 0, i)):
+        leaf = torch.zeros(3, device=device, dtype=dtype, requires_grad=True)
+        call(leaf, index).backward(src)
+        assert leaf.grad.dtype == dtype
+        want_grad, grad_size = np.zeros_like(want), np.zeros_like(want)
+        np.add.at(want_grad, index.cpu().numpy(), exact(src))
+        np.add.at(grad_size, index.cpu().numpy(), np.abs(exact(src)))
+        bound = rho(dtype) * np.abs(want_grad) + 2 * gamma(count, dtype) * grad_size
+        assert_within("gather gradient", leaf.grad, want_grad, bound)
+
+
+@pytest.mark.parametrize("outside", [3, -1, 2**31 - 1])
+def test_an_index_out_of_range_is_an_error_on_cpu_and_nan_on_a_gpu(device, dtype, outside):
+    index = torch.tensor([0, outside, 2], device=device)
+    src = normal(3, 2, device=device, dtype=dtype).requires_grad_()
+    each = index[:, None].expand(3, 2)
+    calls = {
+        "gather": lambda: metalcore.gather(src, each),
+        "index_select": lambda: metalcore.index_select(src, 0, index),
+        "scatter_add": lambda: metalcore.scatter_add(src, each, src.detach()),
+    }
+    for op, call in calls.items():
+        if device.type == "cpu" and not EMULATED:
+            with pytest.raises(IndexError, match=ERROR_TEXT.format(op=op, argument="index")):
+                call()
+            continue
+        src.grad = None
+        found = call()
+        found.nansum().backward()
+        if op == "scatter_add":
+            assert bool(found.isfinite().all()) and torch.equal(found[1], src[1])
+        else:
+            assert bool(found[1].isnan().all()) and torch.equal(found[::2], src[::2])
+            assert not bool(src.grad[1].any()) and bool((src.grad[::2] == 1).all())
+
+
+@pytest.mark.native
+@pytest.mark.dtypes(torch.float64)
+def test_first_and_second_derivatives_are_right(device, dtype):
+    src, dst = (normal(4, 3, device=device, dtype=dtype).requires_grad_() for _ in range(2))
+    index = torch.randint(4, (4, 3)).to(device)
+    for call, inputs in (
+        (lambda s: metalcore.gather(s, index), (src,)),
+        (lambda s: metalcore.index_select(s, 0, index[:, 0]), (src,)),
+        (lambda d, s: metalcore.scatter_add(d, index, s), (dst, src)),
+    ):
+        assert gradcheck(call, inputs) and gradgradcheck(call, inputs)
+
+
+@pytest.mark.native
+def test_compiled_code_is_eager_code_without_a_break(device):
+    src = torch.randn(6, 4, device=device)
+    index = torch.randint(6, (3, 4)).to(device)
+
+    def call(src, index):
+        picked = metalcore.gather(src, index) + metalcore.index_select(src, 0, index[:, 0])
+        return metalcore.scatter_add(src, index, picked)
+
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(src, index), call(src, index))
+    torch._dynamo.reset()
+
+
+ERRORS = [
+    ("gather", (torch.ones(3), torch.ones(3)), TypeError, "index"),
+    ("gather", (torch.ones(3), [0]), TypeError, "index"),
+    ("gather", ([1.0], torch.zeros(1, dtype=torch.int64)), TypeError, "src"),
+    ("gather", (torch.ones(3), torch.zeros(3, dtype=torch.int64), 1), ValueError, "dim"),
+    ("gather", (torch.ones(3), torch.zeros(3, 1, dtype=torch.int64)), ValueError, "index"),
+    ("index_select", (torch.ones(3), 2, torch.zeros(3, dtype=torch.int64)), ValueError, "dim"),
+    ("index_select", (torch.ones(3), 0, torch.zeros(3, 1, dtype=torch.int64)), ValueError, "index"),
+    ("scatter_add", (torch.ones(3), torch.zeros(3, dtype=torch.int64), torch.ones(3).half()), TypeError, "src"),
+    ("scatter_add", (torch.ones(3), torch.zeros(3, 1, dtype=torch.int64), torch.ones(3)), ValueError, "index"),
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("op, args, kind, argument", ERRORS, ids=[f"{e[0]} {e[3]} {i}" for i, e in enumerate(ERRORS)])
+def test_wrong_calls_name_the_argument(device, op, args, kind, argument):
+    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
+    with pytest.raises(kind) as error:
+        getattr(metalcore, op)(*args)
+    assert type(error.value) is kind
+    assert re.search(ERROR_TEXT.format(op=op, argument=argument), str(error.value)), str(error.value)
