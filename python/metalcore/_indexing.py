@@ -68,7 +68,10 @@ def _index_select(src: Tensor, dim: int, index: Tensor) -> Tensor:
     wide = _widened(src) if needs_grad(src) else src
     if _on_host(src):
         return torch.index_select(wide, dim, index).to(src.dtype)
-    dim = dim % src.ndim if src.ndim else 0
+    rank = max(src.ndim, 1)
+    if index.ndim > 1 or not -rank <= dim < rank:
+        raise ValueError  # named by the caller
+    dim = dim % rank
     index = index.reshape(-1)
     if src.ndim and src.shape[dim] == 0:
         return src.new_full((*src.shape[:dim], index.shape[0], *src.shape[dim + 1 :]), _missing(src))

@@ -37,12 +37,11 @@ SELECTORS: tuple[Selector, ...] = (
     Selector(
         "layernorm", "Layer norm and fused add + layer norm: forward, forward + backward", layer_norm.cases, layer_norm.host_calls
     ),
-    Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
     Selector("embedding", "Embedding bag: forward, forward + backward", embedding_bag.cases, embedding_bag.host_calls),
     Selector("scatter", "gather, scatter_add, index_select", indexing.cases, indexing.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
 GROUPS: dict[str, Sequence[str]] = {
-    "training": ("rmsnorm", "activations", "rope", "softmax", "losses", "adamw"),
+    "training": ("rmsnorm", "layernorm", "activations", "rope", "softmax", "losses", "embedding", "scatter", "adamw"),
 }
