@@ -20,7 +20,7 @@ from ..rows import Call, Case, Context, Cost, HostCall, Peer, Row, copies_needed
 SHAPES = ((32, 32000), (128, 32000), (256, 32000), (512, 128256), (4096, 128256))
 QUICK = ((256, 32000),)
 GPU_ONLY = ((4096, 128256),)
-DIVERGENCE = ((256, 32000), (4096, 128256))
+DIVERGENCE = ((64, 4096), (256, 32000), (4096, 128256))
 # rows, hidden, classes
 LINEAR = ((64, 256, 4096), (512, 1024, 32000), (4096, 4096, 128256))
 LINEAR_GPU_ONLY = ((4096, 4096, 128256),)
