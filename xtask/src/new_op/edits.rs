@@ -44,7 +44,7 @@ const EDITS: [Edit; 11] = [
     Edit { file: "python/metalcore/__init__.py", place: Before("    \"qr\",\n"), text: "    \"op_name\",\n" },
     Edit {
         file: "python/metalcore/bench/workloads/__init__.py",
-        place: After("from . import adamw, "),
+        place: After("from . import activations, adamw, "),
         text: "op_name, ",
     },
     Edit {

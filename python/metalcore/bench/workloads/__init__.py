@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import activations, adamw, cross_entropy, embedding_bag, indexing, layer_norm, qr, rms_norm, rope, softmax
+from . import activations, adamw, cross_entropy, embedding_bag, indexing, kl_div, layer_norm, qr, rms_norm, rope, softmax
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,8 @@ SELECTORS: tuple[Selector, ...] = (
     ),
     Selector("rope", "Rotary embedding of q and k: forward, forward + backward", rope.cases, rope.host_calls),
     Selector("softmax", "Softmax: forward, forward + backward", softmax.cases, softmax.host_calls),
-    Selector(
-        "losses",
-        "Losses: cross entropy, alone and of a linear layer; Kullback-Leibler divergence",
-        cross_entropy.cases,
-        cross_entropy.host_calls,
-    ),
+    Selector("losses", "Cross entropy, alone and of a linear layer", cross_entropy.cases, cross_entropy.host_calls),
+    Selector("kldiv", "Kullback-Leibler divergence", kl_div.cases, kl_div.host_calls),
     Selector(
         "layernorm", "Layer norm and fused add + layer norm: forward, forward + backward", layer_norm.cases, layer_norm.host_calls
     ),
@@ -43,5 +39,5 @@ SELECTORS: tuple[Selector, ...] = (
 )
 
 GROUPS: dict[str, Sequence[str]] = {
-    "training": ("rmsnorm", "layernorm", "activations", "rope", "softmax", "losses", "embedding", "scatter", "adamw"),
+    "training": ("rmsnorm", "layernorm", "activations", "rope", "softmax", "losses", "kldiv", "embedding", "scatter", "adamw"),
 }

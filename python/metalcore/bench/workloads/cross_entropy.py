@@ -1,4 +1,4 @@
-"""Cross entropy of logits, and of a linear layer's outputs that are never held at once; Kullback-Leibler divergence."""
+"""Cross entropy of logits, and of a linear layer's outputs that are never held at once: forward, forward + backward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from ..rows import Call, Case, Context, Cost, HostCall, Peer, Row, copies_needed
 SHAPES = ((32, 32000), (128, 32000), (256, 32000), (512, 128256), (4096, 128256))
 QUICK = ((256, 32000),)
 GPU_ONLY = ((4096, 128256),)
-DIVERGENCE = ((64, 4096), (256, 32000), (4096, 128256))
 # rows, hidden, classes
 LINEAR = ((64, 256, 4096), (512, 1024, 32000), (4096, 4096, 128256))
 LINEAR_GPU_ONLY = ((4096, 4096, 128256),)
@@ -46,19 +45,6 @@ def cases(context: Context) -> Iterator[Case]:
                     quick=shape in QUICK,
                     gpu_only=shape in GPU_ONLY,
                     memory_bytes=4 * size,
-                )
-    for backward in (False, True):
-        for shape in DIVERGENCE:
-            for dtype in context.dtypes_or(torch.float32, torch.bfloat16):
-                size = math.prod(shape) * dtype.itemsize
-                yield Case(
-                    op=f"kl_div {'fwd+bwd' if backward else 'fwd'}",
-                    shape=times(*shape),
-                    dtype=dtype,
-                    cost=Cost((5 if backward else 2) * size),
-                    build=lambda shape=shape, dtype=dtype, backward=backward: build_divergence(context, shape, dtype, backward),
-                    gpu_only=shape in GPU_ONLY,
-                    memory_bytes=12 * size,
                 )
     for shape in LINEAR:
         for dtype in context.dtypes_or(torch.float32, torch.bfloat16):
@@ -134,36 +120,6 @@ def build(context: Context, shape: tuple[int, int], dtype: torch.dtype, backward
 
     rivals, skipped = rivals_of(context, wrap, F.cross_entropy)
     return Row(ours=wrap(metalcore.cross_entropy), peers=rivals, check=check, copies=copies, skipped=skipped)
-
-
-def build_divergence(context: Context, shape: tuple[int, int], dtype: torch.dtype, backward: bool) -> Row:
-    """A teacher's and a student's log-probabilities; the gradient is the student's."""
-    log_p, log_q = (gaussian(context, *shape).mul_(scale).log_softmax(-1).to(dtype) for scale in (3, 2))
-    log_q.requires_grad_(backward)
-
-    def wrap(loss: Loss) -> Call:
-        def call(copy: int) -> tuple[Tensor, ...]:
-            value = loss(log_p, log_q)
-            return (value, *torch.autograd.grad(value, log_q)) if backward else (value,)
-
-        return call
-
-    def check(copy: int, result: Any) -> list[Gate]:
-        total, spread = 0.0, 0.0
-        for x, y in zip(log_p.split(CHECKED_ROWS), log_q.detach().split(CHECKED_ROWS)):
-            x, y = wide(x), wide(y)
-            terms = x.exp() * (x - y)
-            total, spread = total + terms.sum(), spread + terms.abs().sum()
-        bound = (gamma(shape[1], dtype) + gamma(shape[0], dtype)) * spread
-        gates = [Gate("loss", excess(result[0], total / shape[0], bound / shape[0]))]
-        if backward:
-            p = wide(log_p[:CHECKED_ROWS]).exp() / shape[0]
-            limit = (rounding(dtype) + gamma(shape[1], dtype) * (1 - wide(log_p[:CHECKED_ROWS]))) * p
-            gates.append(Gate("dq", excess(result[1][:CHECKED_ROWS], -p, limit)))
-        return gates
-
-    rivals, skipped = rivals_of(context, wrap, lambda p, q: F.kl_div(q, p, log_target=True, reduction="batchmean"))
-    return Row(ours=wrap(metalcore.kl_div), peers=rivals, check=check, skipped=skipped)
 
 
 def gradient_excess(logits: Tensor, targets: Tensor, got: Tensor) -> float:

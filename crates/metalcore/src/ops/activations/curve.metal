@@ -21,16 +21,23 @@ template <uint F> G_FN real act_farthest() {
 #endif
 }
 
+// e^x for x <= 0. Of 16-bit types by way of 2^x, relative error (4 + |x|) w: with expf they were bound by instructions on
+// an H200, silu forward at 74 % of copy bandwidth.
+G_FN real act_exp(real x) {
+  if (sizeof(ACT_T) == 2) return g_exp2(x * gk_lit(1.4426950408889634074));
+  return g_exp(x);
+}
+
 // c = sigma(z), r = 1 - c, z <= 0
 G_FN void act_sigmoid(real z, PRIVREF(real) c, PRIVREF(real) r) {
-  const real e = g_exp(z);
+  const real e = act_exp(z);
   r = g_recip(real(1.0f) + e);
   c = e * r;
 }
 
 // c = Phi(-a), p = its density, a >= 0
 G_FN void act_normal(real a, PRIVREF(real) c, PRIVREF(real) p) {
-  const real e = g_exp(a * a * real(-0.5f));
+  const real e = act_exp(a * a * real(-0.5f));
 #if GK_F64
   const real s = g_recip(a + 6.0), t = (a - 6.0) * s;
   real m = 8.876840802023829e-10;

@@ -170,7 +170,11 @@ pub(crate) fn units() -> Vec<Unit> {
     let mut specs = Vec::new();
     for dtype in DType::ALL {
         for index in [Index::I64, Index::I32] {
-            for cols in [10, 1000, 1023, 1024, 32000, 50257, 128_256] {
+            let cols: &[usize] = match index {
+                Index::I64 => &[10, 1000, 1023, 1024, 32000, 50257, 128_256],
+                Index::I32 => &[32000],
+            };
+            for &cols in cols {
                 for smoothing in [0.0, 0.1] {
                     let reduction = Reduction::Mean;
                     let problem = CrossEntropy { rows: 1, cols, dtype, index, ignore: -100, smoothing, reduction };

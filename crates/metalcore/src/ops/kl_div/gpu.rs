@@ -81,7 +81,7 @@ impl<D: Gpu> Run<Backward> for D {
 pub(crate) fn units() -> Vec<Unit> {
     let mut specs = Vec::new();
     for dtype in DType::ALL {
-        for cols in [1, 16, 64, 512, 1023, 4096, 128_256] {
+        for cols in [1, 64, 1023, 128_256] {
             let problem = KlDiv { rows: 1, cols, dtype };
             for wanted in [None, Some((true, true)), Some((false, true)), Some((true, false))] {
                 let (_, spec) = plan(&problem, wanted, true);
