@@ -264,8 +264,8 @@ def test_the_linear_form_compiles_maps_and_casts(device, dtype):
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(loss, leaves))
 
 
-def test_chunks_are_a_quarter_of_the_rows_within_bounds():
-    assert chunk_rows(2048, 128256, 2) == 512
+def test_chunks_are_a_fifth_of_the_rows_within_bounds():
+    assert chunk_rows(4096, 128256, 2) == 896
     assert chunk_rows(65536, 128256, 2) == 1024
     assert chunk_rows(512, 32000, 4) == 512
     assert chunk_rows(3, 10, 4) == 3
