@@ -187,7 +187,8 @@ def _embedding_bag(ours: Callable) -> Callable:
             if type(padding_idx) is not int or not -weight.shape[0] <= padding_idx < weight.shape[0]:
                 return NotImplemented
             padding_idx %= weight.shape[0]
-        if not _taken("embedding_bag", weight, bags=bags, columns=weight.shape[1], indices=input.numel()):
+        sizes = {"bags": bags, "columns": weight.shape[1], "indices": input.numel(), "maximum": int(mode == "max")}
+        if not _taken("embedding_bag", weight, **sizes):
             return NotImplemented
         if offsets is None:
             offsets = torch.arange(0, input.numel(), input.shape[1], dtype=input.dtype, device=input.device)
