@@ -1,4 +1,4 @@
-//! Every kernel specialisation that a plan can choose, for the checks that compile them all.
+//! The kernel specialisations that plans choose for common sizes and types, for the checks that compile them all.
 
 use crate::device::gpu::{Spec, Target};
 use crate::ops;
