@@ -20,8 +20,11 @@ pub struct Slot<'a, P: Storage, G> {
     pub step: f64,
 }
 
-/// Elements that a thread takes at a time.
-const CHUNK: usize = 16 * 1024;
+/// Elements that a thread takes at a time: from 16 Ki, more work than the taking, to 256 Ki where there are plenty. The
+/// hardware finds its streams anew in each piece.
+fn chunk_of(elements: usize, threads: usize) -> usize {
+    (elements / (8 * threads)).clamp(16 * 1024, 256 * 1024).next_multiple_of(1024)
+}
 
 /// One step for each tensor. `grad_scale` is a factor that the gradients carry.
 pub fn step<P: Storage, G: Storage>(
@@ -32,20 +35,21 @@ pub fn step<P: Storage, G: Storage>(
 ) {
     let count = slots.len();
     let elements: usize = slots.iter().map(|slot| slot.param.len()).sum();
-    let mut pieces = Vec::with_capacity(count + elements / CHUNK);
+    let chunk = chunk_of(elements, threads.count());
+    let mut pieces = Vec::with_capacity(count + elements / chunk);
     for slot in slots {
         let Slot { param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, step } = slot;
         assert!(grad.len() == param.len() && exp_avg.len() == param.len() && exp_avg_sq.len() == param.len());
         assert!(max_exp_avg_sq.as_ref().is_none_or(|largest| largest.len() == param.len()));
         let factors = Factors::new(options, step, grad_scale);
-        let mut largest = max_exp_avg_sq.into_iter().flat_map(|largest| largest.chunks_mut(CHUNK));
-        let state = exp_avg.chunks_mut(CHUNK).zip(exp_avg_sq.chunks_mut(CHUNK));
-        for ((param, grad), (m, v)) in param.chunks_mut(CHUNK).zip(grad.chunks(CHUNK)).zip(state) {
+        let mut largest = max_exp_avg_sq.into_iter().flat_map(|largest| largest.chunks_mut(chunk));
+        let state = exp_avg.chunks_mut(chunk).zip(exp_avg_sq.chunks_mut(chunk));
+        for ((param, grad), (m, v)) in param.chunks_mut(chunk).zip(grad.chunks(chunk)).zip(state) {
             pieces.push(Piece { param, grad, m, v, largest: largest.next(), factors });
         }
     }
     // Small tensors are taken together.
-    let together = (CHUNK * pieces.len()).checked_div(elements).unwrap_or(1);
+    let together = (chunk * pieces.len()).checked_div(elements).unwrap_or(1);
     threads.for_each_mut(&mut pieces, together, |piece| dispatch(piece));
 }
 
