@@ -105,6 +105,9 @@ impl<T: Storage> WithSimd for &mut ForwardRows<'_, T> {
 #[inline(always)]
 fn row_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
     let lanes = T::Compute::lanes::<S>();
+    if T::DTYPE == crate::DType::F32 {
+        return exact_sum(simd, h);
+    }
     let rest = T::Compute::load_part(simd, h.chunks_exact(lanes).remainder());
     block_sum::<T::Compute, S>(
         simd,
@@ -113,6 +116,37 @@ fn row_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
         #[inline(always)]
         |j, sum| T::Compute::vadd(simd, sum, T::Compute::load(simd, &h[j * lanes..(j + 1) * lanes])),
     )
+}
+
+/// The sum, rounded once: where both h and the mean are near 0, an error of the mean is all there is of y. That of 16-bit
+/// types is below the rounding of y. Four sums, each beside what was rounded away (Knuth's TwoSum).
+#[inline(always)]
+fn exact_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
+    let lanes = T::Compute::lanes::<S>();
+    let mut sums = [(); 4].map(|()| T::Compute::splat(simd, T::Compute::default()));
+    let mut lost = sums;
+    let mut fours = h.chunks_exact(4 * lanes);
+    for four in &mut fours {
+        for k in 0..4 {
+            let x = T::Compute::load(simd, &four[k * lanes..(k + 1) * lanes]);
+            let sum = T::Compute::vadd(simd, sums[k], x);
+            let part = T::Compute::vsub(simd, sum, sums[k]);
+            let error = T::Compute::vadd(
+                simd,
+                T::Compute::vsub(simd, sums[k], T::Compute::vsub(simd, sum, part)),
+                T::Compute::vsub(simd, x, part),
+            );
+            lost[k] = T::Compute::vadd(simd, lost[k], error);
+            sums[k] = sum;
+        }
+    }
+    let mut total: f64 = fours.remainder().iter().map(|x| x.to_f64()).sum();
+    let mut values = [T::Compute::default(); 16];
+    for vector in sums.into_iter().chain(lost) {
+        T::Compute::store(simd, vector, &mut values[..lanes]);
+        total += values[..lanes].iter().map(|x| x.to_f64()).sum::<f64>();
+    }
+    T::Compute::from_f64(total)
 }
 
 /// Sum of (h - mean)^2.
