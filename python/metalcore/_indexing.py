@@ -6,35 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import config
 from ._errors import wrong
-from ._operators import needs_grad, same_device, takes_metal
+from ._operators import HALVES, emulated, needs_grad, same_device, takes_metal
 
-_HALVES = (torch.float16, torch.bfloat16)
 _INDICES = (torch.int32, torch.int64)
 _ERRORS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError)
 
 
 def _widened(t: Tensor) -> Tensor:
     """In the type of sums, where torch would round every addition to a half type."""
-    return t.float() if t.dtype in _HALVES else t
-
-
-_emulated = config.emulate
-
-
-def _emulate(on: bool) -> None:
-    # Kept here: reading it from the configuration takes as long as a small call.
-    global _emulated
-    _emulated = on
-
-
-config._on_emulate.append(_emulate)
+    return t.float() if t.dtype in HALVES else t
 
 
 def _torchs(t: Tensor, index: Tensor) -> bool:
     """Whether torch's own call is all there is to do."""
-    return t.is_cpu and index.dtype is torch.int64 and t.dtype not in _HALVES and not _emulated
+    return t.is_cpu and index.dtype is torch.int64 and t.dtype not in HALVES and not emulated
 
 
 def _on_host(t: Tensor) -> bool:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_tensors, needs_grad
-from .cross_entropy import _compute_dtype, _rows, check_targets, cross_entropy, reduction_code
+from ._operators import check_tensors, compute_dtype, needs_grad
+from .cross_entropy import _rows, check_targets, cross_entropy, reduction_code
 
 _ce_fwd = torch.ops.metalcore.cross_entropy_fwd.default
 _ce_bwd_ = torch.ops.metalcore.cross_entropy_bwd_.default
@@ -60,7 +60,7 @@ def _passes(
     dh = torch.empty_like(hidden, memory_format=torch.contiguous_format) if grads & 1 else none[0]
     dw = torch.empty_like(weight, memory_format=torch.contiguous_format) if grads & 2 else none[1]
     # Summed in float32: a bias of half type would lose what a chunk adds.
-    db = torch.zeros(classes, dtype=_compute_dtype(weight.dtype), device=weight.device) if grads & 4 else none[2]
+    db = torch.zeros(classes, dtype=compute_dtype(weight.dtype), device=weight.device) if grads & 4 else none[2]
     size = max(1, chunk_size)
     transposed = weight.t()
     logits_room = hidden.new_empty((min(size, rows), classes))
@@ -91,7 +91,7 @@ def _passes(
         if len(losses) == 1
         else torch.cat(losses)
         if losses
-        else hidden.new_empty((0,), dtype=_compute_dtype(hidden.dtype))
+        else hidden.new_empty((0,), dtype=compute_dtype(hidden.dtype))
     )
     return losses, dh, dw, (db.to(bias.dtype) if grads & 4 else db)
 
@@ -103,12 +103,13 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.impl(_library, "linear_cross_entropy_fwd", "CompositeExplicitAutograd")
 def _fwd_impl(hidden, weight, targets, bias, ignore_index, label_smoothing, reduction, chunk_size, grads):
     h, t = _flat(hidden, targets)
-    real = _compute_dtype(hidden.dtype)
-    count = (t != ignore_index).sum(dtype=real)
+    real = compute_dtype(hidden.dtype)
     grad = torch.ones(() if reduction else t.shape, dtype=real, device=h.device)
+    # Without a reduction there is none; a sum does not look at it.
+    count = (t != ignore_index).sum(dtype=real) if reduction == 1 else grad if reduction else grad[:0]
     options = ignore_index, label_smoothing, chunk_size, grads
     with _BelowAutograd():
-        losses, dh, dw, db = _passes(h, weight, t, bias, *options, grad, count if reduction else grad[:0], reduction)
+        losses, dh, dw, db = _passes(h, weight, t, bias, *options, grad, count, reduction)
     if reduction == 0:
         loss = losses.reshape(targets.shape)
     else:
@@ -137,7 +138,7 @@ def _fake_gradients(hidden: Tensor, weight: Tensor, bias: Optional[Tensor], grad
 
 @torch.library.register_fake("metalcore::linear_cross_entropy_fwd", lib=_library)
 def _(hidden, weight, targets, bias, ignore_index, label_smoothing, reduction, chunk_size, grads):
-    real = _compute_dtype(hidden.dtype)
+    real = compute_dtype(hidden.dtype)
     loss = hidden.new_empty(targets.shape if reduction == 0 else (), dtype=real)
     return loss, *_fake_gradients(hidden, weight, bias, grads)
 

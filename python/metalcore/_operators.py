@@ -35,15 +35,15 @@ def _implement(key: str, place: str, library: torch.library.Library) -> None:
 
 _mps = torch.library.Library("metalcore", "FRAGMENT")
 _implement("MPS", "mps", _mps)
-_emulated: list[torch.library.Library] = []
+emulated: list[torch.library.Library] = []  # one while config.emulate is on: quicker to look at than the configuration
 
 
 def _emulate(on: bool) -> None:
-    if on and not _emulated:
-        _emulated.append(torch.library.Library("metalcore", "FRAGMENT"))
-        _implement("CPU", "cpu", _emulated[0])
-    elif not on and _emulated:
-        _emulated.pop()._destroy()
+    if on and not emulated:
+        emulated.append(torch.library.Library("metalcore", "FRAGMENT"))
+        _implement("CPU", "cpu", emulated[0])
+    elif not on and emulated:
+        emulated.pop()._destroy()
 
 
 config._on_emulate.append(_emulate)
@@ -84,14 +84,19 @@ def grad_tracked(*tensors: "torch.Tensor | None") -> bool:
     return any(t is not None and torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
 
 
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The type of sums and statistics: float64 where there is one, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
 def autocast_to_float32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as an operation takes it that autocast runs in float32: half types widened under autocast."""
-    if tensor.dtype in _HALVES and torch.is_autocast_enabled(tensor.device.type):
+    if tensor.dtype in HALVES and torch.is_autocast_enabled(tensor.device.type):
         return tensor.float()
     return tensor
 
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

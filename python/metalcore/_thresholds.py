@@ -12,7 +12,7 @@ from typing import Iterator, NamedTuple
 
 import torch
 
-from . import config
+from ._operators import emulated
 
 
 class Line(NamedTuple):
@@ -57,23 +57,12 @@ for _line in MEASURED:
 _everything = False
 
 
-_emulated = config.emulate
-
-
-def _emulate(on: bool) -> None:
-    global _emulated
-    _emulated = on
-
-
-config._on_emulate.append(_emulate)
-
-
 def faster(op: str, device: torch.device, dtype: torch.dtype, sizes: dict) -> bool:
     """Whether the table says that ours is faster. Every call of an overridden function asks."""
     if _everything:
         return True
     kind = device.type
-    if _emulated and kind == "cpu":
+    if emulated and kind == "cpu":
         return False
     for limits in _lines.get((op, kind, dtype), ()):
         for name, least, most in limits:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_float64, check_tensors, needs_grad, same_device
+from ._operators import check_float64, check_tensors, compute_dtype, grad_tracked, needs_grad, same_device
 
 _aten = torch.ops.aten
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -17,7 +17,7 @@ _grad_enabled = torch.is_grad_enabled
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In the type that the first is computed in."""
-    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(tensors[0].dtype)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
@@ -118,8 +118,7 @@ class _Activation:
 
     def transform(self, *args: Any) -> Tensor:
         """Under functorch; torch.library's own autograd cannot be entered where its grad looks at a tensor."""
-        tracked = any(torch._C._functorch.is_gradtrackingtensor(t) for t in args[: len(self.tensors)])
-        return (self.transformed if tracked else self.fwd)(*args)
+        return (self.transformed if grad_tracked(*args[: len(self.tensors)]) else self.fwd)(*args)
 
     def call(self, *args: Any) -> Tensor:
         """The function, differentiable."""

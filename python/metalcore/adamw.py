@@ -8,14 +8,10 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import _native
-from ._operators import check_float64, metal_for
+from ._operators import check_float64, compute_dtype, metal_for
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def _state_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # The operator, for who calls the step as a function of tensors (torch.compile, metalcore_backend).
@@ -139,13 +135,13 @@ class MetalAdamW(torch.optim.AdamW):
         for i, p in zip(ids, params):
             for key, value in saved.get(i, {}).items():
                 if isinstance(value, Tensor) and key != "step":
-                    self.state[p][key] = value.detach().to(device=p.device, dtype=_state_dtype(p.dtype), copy=True)
+                    self.state[p][key] = value.detach().to(device=p.device, dtype=compute_dtype(p.dtype), copy=True)
         self._buckets = {}
 
     @torch.no_grad()
     def _bucket(self, params: list, amsgrad: bool) -> _Bucket:
         """The state of ``params``, made where it is missing; steps become views of one tensor."""
-        device, dtype = params[0].device, _state_dtype(params[0].dtype)
+        device, dtype = params[0].device, compute_dtype(params[0].dtype)
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
         states = [self.state[p] for p in params]
         for p, state in zip(params, states):
@@ -196,7 +192,7 @@ class MetalAdamW(torch.optim.AdamW):
     def _update(self, params: list, grads: list, group: dict) -> _Bucket:
         """The step of parameters of one device and dtype, with gradients of one dtype, of any layout."""
         bucket = self._bucket(params, group["amsgrad"])
-        tensors, scalars = self._scalars(group, bucket.steps.device, _state_dtype(params[0].dtype))
+        tensors, scalars = self._scalars(group, bucket.steps.device, compute_dtype(params[0].dtype))
         lists = [params, grads, bucket.exp_avgs, bucket.exp_avg_sqs, bucket.max_exp_avg_sqs]
         copies: list = []
         lists[1] = [g.resolve_neg() for g in grads]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_tensors, needs_grad, same_device
+from ._operators import check_tensors, compute_dtype, needs_grad, same_device
 
 _fwd = torch.ops.metalcore.cross_entropy_fwd.default
 _bwd = torch.ops.metalcore.cross_entropy_bwd.default
@@ -17,14 +17,10 @@ _transforms_active = torch._C._are_functorch_transforms_active
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("metalcore::cross_entropy_fwd")
 def _(logits, targets, ignore_index, label_smoothing, reduction):
     same_device("cross_entropy", logits=logits, targets=targets)
-    rows = logits.new_empty(targets.shape, dtype=_compute_dtype(logits.dtype))
+    rows = logits.new_empty(targets.shape, dtype=compute_dtype(logits.dtype))
     if reduction == 0:
         return rows, torch.empty_like(rows), rows.new_empty((0,))
     return rows.new_empty(()), rows, rows.new_empty(())
@@ -42,7 +38,7 @@ def _(logits, grad, targets, lse, count, ignore_index, label_smoothing, reductio
 
 def _rows(logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """Losses of the rows in torch's own operations, and which rows count; for transforms and second derivatives."""
-    x = logits.to(_compute_dtype(logits.dtype))
+    x = logits.to(compute_dtype(logits.dtype))
     counts = targets != ignore_index
     valid = (targets >= 0) & (targets < logits.shape[-1])
     at = torch.where(valid & counts, targets, 0).long()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_tensors, needs_grad, same_device
+from ._operators import check_tensors, compute_dtype, needs_grad, same_device
 
 _fwd = torch.ops.metalcore.embedding_bag_fwd.default
 _bwd = torch.ops.metalcore.embedding_bag_bwd.default
@@ -20,15 +20,11 @@ MODES = {"sum": 0, "mean": 1, "max": 2}
 _INDICES = (torch.int32, torch.int64)
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("metalcore::embedding_bag_fwd")
 def _(weight, indices, offsets, per_sample_weights, mode, include_last_offset, padding_idx):
     same_device(_OP, weight=weight, indices=indices, offsets=offsets, per_sample_weights=per_sample_weights)
     bags, columns = offsets.shape[0] - int(include_last_offset), weight.shape[1]
-    scale = weight.new_empty((bags,), dtype=_compute_dtype(weight.dtype))
+    scale = weight.new_empty((bags,), dtype=compute_dtype(weight.dtype))
     largest = weight.new_empty((bags, columns) if mode == MODES["max"] else (0,), dtype=torch.int32)
     return weight.new_empty((bags, columns)), scale, largest
 
@@ -50,7 +46,7 @@ def _backward_formula(
 ) -> tuple[Optional[Tensor], Optional[Tensor]]:
     """The backward pass in torch's own operations, differentiable again."""
     rows, mode, _include_last, padding, weight_grad, samples_grad = options
-    real = _compute_dtype(dy.dtype)
+    real = compute_dtype(dy.dtype)
     d = dy.to(real)
     zeros = d.new_zeros((rows, d.shape[1]))
     if mode == MODES["max"]:

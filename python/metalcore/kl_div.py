@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._errors import wrong
-from ._operators import check_tensors, needs_grad, same_device, takes_metal
+from ._operators import check_tensors, compute_dtype, needs_grad, same_device, takes_metal
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -20,13 +20,9 @@ _library.define("kl_div_topk_fwd(Tensor log_p, Tensor log_q, Tensor indices, int
 _library.define("kl_div_topk_bwd(Tensor grad, Tensor log_p, Tensor log_q, Tensor indices, int k) -> (Tensor dp, Tensor dq)")
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def _terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """p, and log p - log q; where p is 0 the difference is 0 too, so that neither it nor a derivative of it is NaN."""
-    compute = _compute_dtype(log_p, log_q)
+    compute = compute_dtype(log_p.dtype, log_q.dtype)
     x, y = log_p.to(compute), log_q.to(compute)
     p = x.exp()
     none = p == 0
@@ -66,14 +62,14 @@ def _refuse_outside(indices: Tensor, k: int, classes: int) -> None:
 def _topk_losses(log_p: Tensor, log_q: Tensor, indices: Tensor, k: int) -> Tensor:
     if log_p.shape[-1] == 0:
         missing = float("nan") if k else 0.0
-        return log_p.new_full(log_p.shape[:-1], missing, dtype=_compute_dtype(log_p, log_q))
+        return log_p.new_full(log_p.shape[:-1], missing, dtype=compute_dtype(log_p.dtype, log_q.dtype))
     at, valid = _chosen(indices, k, log_p.shape[-1])
     losses = _losses(log_p.gather(-1, at), log_q.gather(-1, at))
     return torch.where(valid, losses, 0.0).masked_fill(~valid, float("nan"))
 
 
 def _topk_gradients(grad: Tensor, log_p: Tensor, log_q: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    compute = _compute_dtype(log_p, log_q)
+    compute = compute_dtype(log_p.dtype, log_q.dtype)
     zeros = [torch.zeros_like(t, dtype=compute, memory_format=torch.contiguous_format) for t in (log_p, log_q)]
     if log_p.shape[-1] == 0:
         return zeros[0].to(log_p.dtype), zeros[1].to(log_q.dtype)
@@ -99,12 +95,12 @@ def _topk_bwd_impl(grad, log_p, log_q, indices, k):
 
 @torch.library.register_fake("metalcore::kl_div_fwd")
 def _(log_p, log_q):
-    return log_p.new_empty(log_p.shape[:-1], dtype=_compute_dtype(log_p, log_q))
+    return log_p.new_empty(log_p.shape[:-1], dtype=compute_dtype(log_p.dtype, log_q.dtype))
 
 
 @torch.library.register_fake("metalcore::kl_div_topk_fwd", lib=_library)
 def _(log_p, log_q, indices, k):
-    return log_p.new_empty(log_p.shape[:-1], dtype=_compute_dtype(log_p, log_q))
+    return log_p.new_empty(log_p.shape[:-1], dtype=compute_dtype(log_p.dtype, log_q.dtype))
 
 
 @torch.library.register_fake("metalcore::kl_div_bwd")
@@ -194,7 +190,7 @@ def kl_div(log_p: Tensor, log_q: Tensor, reduction: str = "mean") -> Tensor:
         with torch.autocast(log_p.device.type, enabled=False):
             return _reduced(_losses(log_p, log_q), reduction)
     if log_p.dtype != log_q.dtype:
-        compute = _compute_dtype(log_p, log_q)
+        compute = compute_dtype(log_p.dtype, log_q.dtype)
         log_p, log_q = log_p.to(compute), log_q.to(compute)
     if torch.compiler.is_compiling():
         losses = _ops.kl_div_fwd.default(log_p, log_q)

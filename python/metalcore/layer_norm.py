@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import autocast_to_float32, check_float64, check_tensors, needs_grad, same_device
+from ._operators import autocast_to_float32, check_float64, check_tensors, compute_dtype, grad_tracked, needs_grad, same_device
 
 _fwd = torch.ops.metalcore.layer_norm_fwd.default
 _bwd = torch.ops.metalcore.layer_norm_bwd.default
@@ -20,12 +20,8 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _OPTIONAL = ("weight", "bias")
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _fake_row(x: Tensor, normalized: int) -> Tensor:
-    return x.new_empty(x.shape[: x.ndim - normalized], dtype=_compute_dtype(x.dtype))
+    return x.new_empty(x.shape[: x.ndim - normalized], dtype=compute_dtype(x.dtype))
 
 
 def _fake_sum(x: Tensor, weight: Optional[Tensor]) -> Tensor:
@@ -61,7 +57,7 @@ def _backward_formula(
     """The backward pass in torch's own operations, differentiable again: mean and r are formed anew from h, as those that
     were saved carry no gradient (eps is what rstd says it was)."""
     dims = tuple(range(-normalized, 0))
-    compute = _compute_dtype(h.dtype)
+    compute = compute_dtype(h.dtype)
     x, g = h.to(compute), dy.to(compute)
     centred = x - x.mean(dims, keepdim=True)
     variance = (centred**2).mean(dims, keepdim=True)
@@ -181,13 +177,8 @@ class _TransformedAddNorm(torch.autograd.Function):
         return dx, dx, *_wanted(ctx, *sums), None, None
 
 
-def _grad_tracked(*tensors: Optional[Tensor]) -> bool:
-    """Whether functorch's grad looks at one of them: torch.library's own autograd cannot be entered then."""
-    return any(t is not None and torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
-
-
 def _transformed_fwd(x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], normalized: int, eps: float) -> tuple:
-    function = _TransformedNorm.apply if _grad_tracked(x, weight, bias) else _fwd
+    function = _TransformedNorm.apply if grad_tracked(x, weight, bias) else _fwd
     return function(x, weight, bias, normalized, eps)
 
 
@@ -299,7 +290,7 @@ def fused_add_layernorm(
         if _is_compiling():
             return _add_fwd(input, residual, weight, bias, 1, eps)[:2]
         if _transforms_active():
-            function = _TransformedAddNorm.apply if _grad_tracked(input, residual, weight, bias) else _add_fwd
+            function = _TransformedAddNorm.apply if grad_tracked(input, residual, weight, bias) else _add_fwd
             return function(input, residual, weight, bias, 1, eps)[:2]
         if needs_grad(input, residual, weight, bias):
             return _add_norm_apply(input, residual, weight, bias, 1, eps)

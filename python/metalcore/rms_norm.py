@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_float64, check_tensors, grad_tracked, needs_grad, same_device
+from ._operators import check_float64, check_tensors, compute_dtype, grad_tracked, needs_grad, same_device
 
 _fwd = torch.ops.metalcore.rms_norm_fwd.default
 _bwd = torch.ops.metalcore.rms_norm_bwd.default
@@ -20,12 +20,8 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _fake_rstd(x: Tensor, normalized: int) -> Tensor:
-    return x.new_empty(x.shape[: x.ndim - normalized], dtype=_compute_dtype(x.dtype))
+    return x.new_empty(x.shape[: x.ndim - normalized], dtype=compute_dtype(x.dtype))
 
 
 def _fake_dw(x: Tensor, weight: Optional[Tensor]) -> Tensor:
@@ -60,7 +56,7 @@ def _backward_formula(
     """The backward pass in torch's own operations, differentiable again: r is formed anew from h, as rstd carries no
     gradient (eps is what rstd says it was)."""
     dims = tuple(range(-normalized, 0))
-    compute = _compute_dtype(h.dtype)
+    compute = compute_dtype(h.dtype)
     x, g = h.to(compute), dy.to(compute)
     shape = rstd.shape + (1,) * normalized
     r = rstd.view(shape)
@@ -194,7 +190,7 @@ _norm_apply = super(torch.autograd.Function, _Norm).apply
 _add_norm_apply = super(torch.autograd.Function, _AddNorm).apply
 
 
-_EPS = {dtype: torch.finfo(_compute_dtype(dtype)).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+_EPS = {dtype: torch.finfo(compute_dtype(dtype)).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
 def _norm(op: str, x: Tensor, weight: Optional[Tensor], normalized: int, eps: float) -> Tensor:
@@ -347,6 +343,6 @@ def _vmap(info, in_dims, x, weight, normalized, eps):
     y, rstd = _transformed_fwd(x, None, normalized, eps)
     weight = weight.movedim(in_dims[1], 0)
     weight = weight.reshape(info.batch_size, *(1,) * (x.ndim - 1 - normalized), *weight.shape[1:])
-    compute = _compute_dtype(x.dtype)
+    compute = compute_dtype(x.dtype)
     scaled = x.to(compute) * rstd.reshape(*rstd.shape, *(1,) * normalized) * weight.to(compute)
     return (scaled.to(y.dtype), rstd), (0, 0)

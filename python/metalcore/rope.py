@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import check_tensors, grad_tracked, needs_grad, same_device
+from ._operators import check_tensors, compute_dtype, grad_tracked, needs_grad, same_device
 
 _OPERATORS = (torch.ops.metalcore.rope_fwd.default, torch.ops.metalcore.rope_bwd.default)
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -150,7 +150,7 @@ def _rope(
             raise NotImplementedError(wrong(op, "cos", "a table that requires a gradient", "tables without gradients"))
         if cos.dtype is not sin.dtype or (cos.dtype is torch.float64 and q.dtype is not torch.float64):
             _check(op, x, q, k, cos, sin, position_ids)
-            wide = torch.float64 if q.dtype is torch.float64 else torch.float32
+            wide = compute_dtype(q.dtype)
             cos, sin = cos.to(wide), sin.to(wide)
         return _rotate(q, k, cos, sin, position_ids, unsqueeze_dim, 0)
     except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._operators import autocast_to_float32, check_tensors, needs_grad
+from ._operators import autocast_to_float32, check_tensors, compute_dtype, grad_tracked, needs_grad
 
 _fwd = torch.ops.metalcore.softmax_fwd.default
 _bwd = torch.ops.metalcore.softmax_bwd.default
@@ -28,7 +28,7 @@ def _(probs, d_probs):
 
 def _backward_formula(p: Tensor, dp: Tensor) -> Tensor:
     """The backward pass in torch's own operations, differentiable again."""
-    compute = torch.float64 if p.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(p.dtype)
     wide, d = p.to(compute), dp.to(compute)
     return (wide * (d - (wide * d).sum(-1, keepdim=True))).to(p.dtype)
 
@@ -79,7 +79,7 @@ class _TransformedSoftmax(torch.autograd.Function):
 
 def _transformed_fwd(x: Tensor) -> Tensor:
     # torch.library's own autograd cannot be entered where functorch's grad looks at a tensor.
-    return _TransformedSoftmax.apply(x) if torch._C._functorch.is_gradtrackingtensor(x) else _fwd(x)
+    return _TransformedSoftmax.apply(x) if grad_tracked(x) else _fwd(x)
 
 
 # Without the wrapper of autograd.Function.apply, which looks for functorch transforms: the caller has looked already.

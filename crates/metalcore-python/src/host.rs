@@ -49,6 +49,26 @@ pub trait Host {
         Err(Error::Argument { op, argument, got, expected })
     }
 
+    /// A ValueError for another device or shape, a TypeError for another type.
+    fn check_same(
+        &self,
+        op: &'static str,
+        (argument, tensor): (&'static str, &Self::Tensor),
+        (shape, dtype): (&[usize], DType),
+    ) -> Result<()> {
+        self.check_place(op, argument, tensor)?;
+        let got = self.shape(tensor);
+        if got != shape {
+            let (got, expected) = (format!("shape {got:?}"), format!("shape {shape:?}"));
+            return Err(Error::Argument { op, argument, got, expected });
+        }
+        let got = self.known_dtype(op, argument, tensor)?;
+        if got != dtype {
+            return Err(Error::DType { op, argument, got: got.to_string(), expected: dtype.to_string() });
+        }
+        Ok(())
+    }
+
     /// Type of indices, or a TypeError.
     fn known_index(&self, op: &'static str, argument: &'static str, tensor: &Self::Tensor) -> Result<Index> {
         let (got, expected) = ("another one".to_owned(), "int32 or int64".to_owned());

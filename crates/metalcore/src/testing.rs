@@ -1,7 +1,7 @@
 //! Test support: one body, every device; matrices that break algorithms.
 
 use crate::device::Device;
-use crate::dtype::Element;
+use crate::dtype::{DType, Element};
 
 /// Makes a test of a body for each device: `each_device!(name, body)`, `body: fn(&D)`. An absent GPU is reported.
 #[macro_export]
@@ -58,6 +58,34 @@ impl Random {
 /// Whether a device computes in float64.
 pub fn has_float64(device: &impl Device) -> bool {
     device.caps().float64
+}
+
+/// In float64.
+pub fn wide<T: Element>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|v| v.to_f64()).collect()
+}
+
+/// (8 + log2 k) w, w the roundoff of the type sums are kept in.
+pub fn gamma(k: usize, dtype: DType) -> f64 {
+    (8.0 + (k as f64).log2()) * dtype.compute().unit_roundoff()
+}
+
+/// Roundoff of a 16-bit result; 0 of others.
+pub fn rho(dtype: DType) -> f64 {
+    if dtype.size() == 2 { dtype.unit_roundoff() } else { 0.0 }
+}
+
+/// Every element is within its bound before it is rounded once. Half the smallest subnormal number of float16, and `least`
+/// of other types, is allowed besides.
+pub fn within<T: Element>(what: &str, got: &[T], exact: &[f64], least: f64, bound: impl Fn(usize) -> f64) {
+    let rho = rho(T::DTYPE);
+    let floor = if T::DTYPE == DType::F16 { 2f64.powi(-25) } else { least };
+    assert_eq!(got.len(), exact.len(), "{what}");
+    for (i, (got, exact)) in got.iter().zip(exact).enumerate() {
+        let error = (got.to_f64() - exact).abs();
+        let allowed = rho * exact.abs() + bound(i) * (1.0 + rho) + floor;
+        assert!(error <= allowed, "{what}: element {i}: got {got:?}, exact {exact}, allowed {allowed:e}");
+    }
 }
 
 /// Bits of values, for exact comparisons that treat NaN as equal to itself.

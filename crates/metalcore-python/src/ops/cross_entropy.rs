@@ -73,26 +73,6 @@ where
     Ok((loss.unwrap_or(losses), lse, count))
 }
 
-/// A ValueError or TypeError unless a tensor has this shape and the type of statistics.
-fn same<H: Host>(
-    host: &H,
-    problem: &CrossEntropy,
-    (argument, tensor): (&'static str, &H::Tensor),
-    shape: &[usize],
-) -> Result<()> {
-    host.check_place(OP, argument, tensor)?;
-    let (got, expected) = (host.shape(tensor), problem.dtype.compute());
-    if got != shape {
-        let (got, expected) = (format!("shape {got:?}"), format!("shape {shape:?}"));
-        return Err(Error::Argument { op: OP, argument, got, expected });
-    }
-    let got = host.known_dtype(OP, argument, tensor)?;
-    if got != expected {
-        return Err(Error::DType { op: OP, argument, got: got.to_string(), expected: expected.to_string() });
-    }
-    Ok(())
-}
-
 fn cross_entropy_bwd<H: Host>(
     host: &H,
     grad: H::Tensor,
@@ -153,9 +133,10 @@ where
 {
     let rows = host.shape(&targets);
     let reduces = problem.reduction != Reduction::None;
-    same(host, &problem, ("grad", &grad), if reduces { &[] } else { &rows })?;
-    same(host, &problem, ("lse", &lse), &rows)?;
-    same(host, &problem, ("count", &count), if reduces { &[] } else { &[0] })?;
+    let real = problem.dtype.compute();
+    host.check_same(OP, ("grad", &grad), (if reduces { &[] } else { &rows }, real))?;
+    host.check_same(OP, ("lse", &lse), (&rows, real))?;
+    host.check_same(OP, ("count", &count), (if reduces { &[] } else { &[0] }, real))?;
     let logits = logits.map(|logits| host.contiguous(logits)).transpose()?;
     let [grad, targets] = [host.contiguous(grad)?, host.contiguous(targets)?];
     let [lse, count] = [host.contiguous(lse)?, host.contiguous(count)?];

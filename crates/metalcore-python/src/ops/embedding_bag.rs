@@ -44,22 +44,7 @@ fn problem<H: Host>(
     EmbeddingBag::new(weight, (&indices, index), &offsets, mode, include_last, padding)
 }
 
-/// A ValueError or TypeError unless a tensor is here and has this shape and type.
-fn same<H: Host>(host: &H, argument: &'static str, tensor: &H::Tensor, shape: &[usize], dtype: DType) -> Result<()> {
-    host.check_place(OP, argument, tensor)?;
-    let got = host.shape(tensor);
-    if got != shape {
-        let (got, expected) = (format!("shape {got:?}"), format!("shape {shape:?}"));
-        return Err(Error::Argument { op: OP, argument, got, expected });
-    }
-    let got = host.known_dtype(OP, argument, tensor)?;
-    if got != dtype {
-        return Err(Error::DType { op: OP, argument, got: got.to_string(), expected: dtype.to_string() });
-    }
-    Ok(())
-}
-
-/// The same for indices.
+/// `check_same` for indices.
 fn same_index<H: Host>(
     host: &H,
     argument: &'static str,
@@ -94,7 +79,7 @@ where
     let (shape, dtype) = (host.shape(&weight), host.known_dtype(OP, "weight", &weight)?);
     let bag = problem(host, (&shape, dtype), &indices, &offsets, mode, include_last_offset, padding_idx)?;
     if let Some(samples) = &samples {
-        same(host, "per_sample_weights", samples, &[bag.entries], dtype)?;
+        host.check_same(OP, ("per_sample_weights", samples), (&[bag.entries], dtype))?;
     }
     let [weight, indices, offsets] = [host.contiguous(weight)?, host.contiguous(indices)?, host.contiguous(offsets)?];
     let samples = samples.map(|samples| host.contiguous(samples)).transpose()?;
@@ -144,10 +129,10 @@ where
     let cols = host.shape(&dy).get(1).copied().unwrap_or_default();
     let rows = usize::try_from(num_weights).unwrap_or_default();
     let bag = problem(host, (&[rows, cols], dtype), &indices, &offsets, mode, include_last_offset, padding_idx)?;
-    same(host, "dy", &dy, &[bag.bags, cols], dtype)?;
-    same(host, "scale", &scale, &[bag.bags], dtype.compute())?;
+    host.check_same(OP, ("dy", &dy), (&[bag.bags, cols], dtype))?;
+    host.check_same(OP, ("scale", &scale), (&[bag.bags], dtype.compute()))?;
     if let Some(samples) = &samples {
-        same(host, "per_sample_weights", samples, &[bag.entries], dtype)?;
+        host.check_same(OP, ("per_sample_weights", samples), (&[bag.entries], dtype))?;
     }
     let max = bag.mode == Mode::Max;
     let per_bag = [bag.bags, cols];
@@ -159,7 +144,7 @@ where
     let weight = match (samples_grad, weight) {
         (false, _) => None,
         (true, Some(weight)) => {
-            same(host, "weight", &weight, &[rows, cols], dtype)?;
+            host.check_same(OP, ("weight", &weight), (&[rows, cols], dtype))?;
             Some(host.contiguous(weight)?)
         }
         (true, None) => {

@@ -1,6 +1,5 @@
 //! metalcore::kl_div_fwd, kl_div_bwd.
 
-use super::rms_norm::same;
 use crate::host::Host;
 use crate::operator::{Operator, operator};
 use metalcore::Result;
@@ -50,7 +49,7 @@ where
     host.check_place(OP, "log_p", &log_p)?;
     let problem = problem(host, &log_p, &log_q)?;
     let shape = host.shape(&log_p);
-    same(host, OP, ("grad", &grad), (&shape[..shape.len() - 1], problem.dtype.compute()))?;
+    host.check_same(OP, ("grad", &grad), (&shape[..shape.len() - 1], problem.dtype.compute()))?;
     let [grad, log_p, log_q] = [host.contiguous(grad)?, host.contiguous(log_p)?, host.contiguous(log_q)?];
     let empty = |wanted: bool| host.empty(if wanted { &shape } else { &[0] }, problem.dtype);
     let (dp, dq) = (empty(for_p)?, empty(for_q)?);

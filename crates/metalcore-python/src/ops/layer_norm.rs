@@ -1,6 +1,5 @@
 //! metalcore::layer_norm_fwd, layer_norm_bwd and their residual forms add_layer_norm_fwd, add_layer_norm_bwd.
 
-use super::rms_norm::same;
 use crate::host::Host;
 use crate::operator::{Operator, operator};
 use metalcore::device::Run;
@@ -118,7 +117,7 @@ where
     let norm = norm(host, op, &x, weight.as_ref(), bias.as_ref(), normalized, eps)?;
     let shape = host.shape(&x);
     if let Some(residual) = &residual {
-        same(host, op, ("residual", residual), (&shape, norm.dtype))?;
+        host.check_same(op, ("residual", residual), (&shape, norm.dtype))?;
     }
     let x = host.contiguous(x)?;
     let residual = residual.map(|t| host.contiguous(t)).transpose()?;
@@ -162,11 +161,11 @@ where
     let norm = norm(host, op, &h, weight.as_ref(), bias.as_ref(), normalized, 0.0)?;
     let shape = host.shape(&h);
     let batch = &shape[..shape.len() - normalized as usize];
-    same(host, op, ("dy", &dy), (&shape, norm.dtype))?;
-    same(host, op, ("mean", &mean), (batch, norm.dtype.compute()))?;
-    same(host, op, ("rstd", &rstd), (batch, norm.dtype.compute()))?;
+    host.check_same(op, ("dy", &dy), (&shape, norm.dtype))?;
+    host.check_same(op, ("mean", &mean), (batch, norm.dtype.compute()))?;
+    host.check_same(op, ("rstd", &rstd), (batch, norm.dtype.compute()))?;
     if let Some(d_sum) = &d_sum {
-        same(host, op, ("d_residual_out", d_sum), (&shape, norm.dtype))?;
+        host.check_same(op, ("d_residual_out", d_sum), (&shape, norm.dtype))?;
     }
     let [dy, h, mean, rstd] =
         [host.contiguous(dy)?, host.contiguous(h)?, host.contiguous(mean)?, host.contiguous(rstd)?];

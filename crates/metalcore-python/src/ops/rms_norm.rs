@@ -118,7 +118,7 @@ where
     let norm = norm(host, op, &x, weight.as_ref(), normalized, eps)?;
     let shape = host.shape(&x);
     if let Some(residual) = &residual {
-        same(host, op, ("residual", residual), (&shape, norm.dtype))?;
+        host.check_same(op, ("residual", residual), (&shape, norm.dtype))?;
     }
     let x = host.contiguous(x)?;
     let residual = residual.map(|t| host.contiguous(t)).transpose()?;
@@ -157,10 +157,10 @@ where
     host.check_place(op, "input", &h)?;
     let norm = norm(host, op, &h, weight.as_ref(), normalized, 0.0)?;
     let shape = host.shape(&h);
-    same(host, op, ("dy", &dy), (&shape, norm.dtype))?;
-    same(host, op, ("rstd", &rstd), (&shape[..shape.len() - normalized as usize], norm.dtype.compute()))?;
+    host.check_same(op, ("dy", &dy), (&shape, norm.dtype))?;
+    host.check_same(op, ("rstd", &rstd), (&shape[..shape.len() - normalized as usize], norm.dtype.compute()))?;
     if let Some(d_sum) = &d_sum {
-        same(host, op, ("d_residual_out", d_sum), (&shape, norm.dtype))?;
+        host.check_same(op, ("d_residual_out", d_sum), (&shape, norm.dtype))?;
     }
     let [dy, h, rstd] = [host.contiguous(dy)?, host.contiguous(h)?, host.contiguous(rstd)?];
     let d_sum = d_sum.map(|t| host.contiguous(t)).transpose()?;
@@ -184,24 +184,4 @@ where
     };
     host.device().run(&Backward(norm), args)?;
     Ok((dx, dw))
-}
-
-/// A ValueError for another shape, a TypeError for another type.
-pub(super) fn same<H: Host>(
-    host: &H,
-    op: &'static str,
-    (argument, tensor): (&'static str, &H::Tensor),
-    (shape, dtype): (&[usize], metalcore::DType),
-) -> Result<()> {
-    host.check_place(op, argument, tensor)?;
-    let got = host.shape(tensor);
-    if got != shape {
-        let (got, expected) = (format!("shape {got:?}"), format!("shape {shape:?}"));
-        return Err(metalcore::Error::Argument { op, argument, got, expected });
-    }
-    let got = host.known_dtype(op, argument, tensor)?;
-    if got != dtype {
-        return Err(metalcore::Error::DType { op, argument, got: got.to_string(), expected: dtype.to_string() });
-    }
-    Ok(())
 }

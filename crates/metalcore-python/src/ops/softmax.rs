@@ -1,6 +1,5 @@
 //! metalcore::softmax_fwd, softmax_bwd.
 
-use super::rms_norm::same;
 use crate::host::Host;
 use crate::operator::{Operator, operator};
 use metalcore::Result;
@@ -33,7 +32,7 @@ where
     let op = "softmax_bwd";
     let shape = host.shape(&probs);
     let rows = Rows::new(op, "probs", &shape, host.known_dtype(op, "probs", &probs)?)?;
-    same(host, op, ("d_probs", &d_probs), (&shape, rows.dtype))?;
+    host.check_same(op, ("d_probs", &d_probs), (&shape, rows.dtype))?;
     let [probs, d_probs] = [host.contiguous(probs)?, host.contiguous(d_probs)?];
     let dx = host.empty(&shape, rows.dtype)?;
     let [y, dy, out] = [&probs, &d_probs, &dx].map(|tensor| host.buffer(tensor));

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::device::Run;
 use crate::device::cpu::Cpu;
-use crate::testing::{Random, bits, has_float64};
+use crate::testing::{Random, bits, has_float64, rho, wide};
 use crate::{DType, Element, Tensor, each_device};
 use half::{bf16, f16};
 
@@ -14,10 +14,6 @@ use half::{bf16, f16};
 const SIZES: [usize; 7] = [0, 1, 7, 8, 2049, 4099, 16_500];
 /// (rows, cols): columns that vectors take and those they do not.
 const SHAPES: [[usize; 2]; 6] = [[0, 3], [5, 0], [70, 1], [9, 24], [40, 123], [3, 1040]];
-
-fn rho(dtype: DType) -> f64 {
-    if dtype.size() == 2 { dtype.unit_roundoff() } else { 0.0 }
-}
 
 fn w(dtype: DType) -> f64 {
     dtype.compute().unit_roundoff()
@@ -35,10 +31,6 @@ fn within<T: Element>(what: &str, got: &[T], want: &[f64], scale: impl Fn(usize)
         let (error, bound) = ((got.to_f64() - want).abs(), rho(T::DTYPE) * want.abs() + 8.0 * w(T::DTYPE) * scale(i));
         assert!(error <= bound + tiny, "{what} {i}: got {got:?}, expected {want:e}, bound {bound:e}");
     }
-}
-
-fn wide<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|value| value.to_f64()).collect()
 }
 
 /// Normal values, larger ones, and points of both tails.

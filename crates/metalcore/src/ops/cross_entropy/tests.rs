@@ -2,17 +2,13 @@
 
 use super::{Backward, BackwardArgs, CrossEntropy, Forward, Reduction, cross_entropy, reference};
 use crate::device::{Device, Run, cpu::Cpu};
-use crate::testing::{Random, bits, has_float64};
+use crate::testing::{Random, bits, has_float64, wide};
 use crate::{DType, Element, Error, Index, Tensor, each_device};
 use half::{bf16, f16};
 
 /// Around every threshold of the plans: rows per group, threads per row, tiles, vectors.
 const COLS: [usize; 12] = [1, 2, 3, 31, 64, 500, 512, 1023, 1025, 4096, 8200, 20001];
 const IGNORE: i64 = -100;
-
-fn wide<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|v| v.to_f64()).collect()
-}
 
 fn upload<D: Device>(device: &D, targets: &[i64], index: Index) -> D::Buffer {
     let bytes: Vec<u8> = match index {

@@ -2,15 +2,11 @@
 
 use super::{Backward, BackwardArgs, EmbeddingBag, Forward, ForwardArgs, Mode, embedding_bag, reference};
 use crate::device::{Device, Run, cpu::Cpu};
-use crate::testing::{Random, bits, has_float64};
+use crate::testing::{Random, bits, has_float64, wide};
 use crate::{DType, Element, Error, Index, Tensor, each_device};
 use half::{bf16, f16};
 
 const PADDING: usize = 2;
-
-fn wide<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|v| v.to_f64()).collect()
-}
 
 fn upload<D: Device>(device: &D, values: &[i64], index: Index) -> D::Buffer {
     let bytes: Vec<u8> = match index {

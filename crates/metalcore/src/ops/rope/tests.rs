@@ -2,7 +2,7 @@
 
 use super::{Direction, Layout, Rope, reference, rope};
 use crate::device::Run;
-use crate::testing::{Random, bits, has_float64};
+use crate::testing::{Random, bits, has_float64, wide};
 use crate::{DType, Element, Tensor, each_device};
 use half::{bf16, f16};
 
@@ -17,10 +17,6 @@ const SIZES: [(usize, usize, usize, usize, usize); 8] = [
     (3, 1, 2, 2, 130),
     (1, 40, 4, 2, 256),
 ];
-
-fn wide<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|v| v.to_f64()).collect()
-}
 
 struct Case {
     size: (usize, usize, usize, usize, usize),

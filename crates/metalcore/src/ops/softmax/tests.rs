@@ -2,37 +2,14 @@
 
 use super::{Backward, Forward, reference, softmax, softmax_backward};
 use crate::device::{Device, Run};
-use crate::testing::{Random, bits, has_float64};
-use crate::{DType, Element, Error, Tensor, each_device};
+use crate::testing::{Random, bits, gamma, has_float64, wide, within};
+use crate::{Element, Error, Tensor, each_device};
 use half::{bf16, f16};
 
+/// Some GPUs have no subnormal numbers.
+const SUBNORMAL: f64 = f32::MIN_POSITIVE as f64;
 /// Around every threshold of the plans: threads per row, rows per group, vectors, rows read twice.
 const COLS: [usize; 17] = [1, 2, 3, 5, 8, 16, 33, 64, 127, 512, 1000, 1023, 1024, 4096, 4097, 16400, 33000];
-
-/// (8 + log2 k) w, w the roundoff of the type sums are kept in.
-fn gamma(k: usize, dtype: DType) -> f64 {
-    (8.0 + (k as f64).log2()) * dtype.compute().unit_roundoff()
-}
-
-/// Roundoff of a 16-bit result.
-fn rho(dtype: DType) -> f64 {
-    if dtype.size() == 2 { dtype.unit_roundoff() } else { 0.0 }
-}
-
-fn wide<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|v| v.to_f64()).collect()
-}
-
-fn within<T: Element>(what: &str, got: &[T], exact: &[f64], bound: impl Fn(usize) -> f64) {
-    // Half the smallest subnormal number of float16; of the others, some GPUs have none.
-    let floor = if T::DTYPE == DType::F16 { 2f64.powi(-25) } else { 2f64.powi(-126) };
-    assert_eq!(got.len(), exact.len(), "{what}");
-    for (i, (got, exact)) in got.iter().zip(exact).enumerate() {
-        let error = (got.to_f64() - exact).abs();
-        let allowed = rho(T::DTYPE) * exact.abs() + bound(i) * (1.0 + rho(T::DTYPE)) + floor;
-        assert!(error <= allowed, "{what}: element {i}: got {got:?}, exact {exact}, allowed {allowed:e}");
-    }
-}
 
 /// Forward and backward of one size against the oracle.
 fn check<T: Element, D: Run<Forward> + Run<Backward>>(device: &D, rows: usize, cols: usize, scale: f64) {
@@ -50,11 +27,11 @@ fn check<T: Element, D: Run<Forward> + Run<Backward>>(device: &D, rows: usize, c
     let largest: Vec<f64> = x_wide.chunks(cols).map(|row| row.iter().copied().fold(f64::MIN, f64::max)).collect();
     let (g, w) = (gamma(cols, T::DTYPE), T::DTYPE.compute().unit_roundoff());
     let got = y.to_vec::<T>().unwrap();
-    within(&format!("y {what}"), &got, &exact, |i| (g + w * (largest[i / cols] - x_wide[i])) * exact[i]);
+    within(&format!("y {what}"), &got, &exact, SUBNORMAL, |i| (g + w * (largest[i / cols] - x_wide[i])) * exact[i]);
 
     let dx = softmax_backward(y.view(), dy_device.view()).unwrap();
     let (exact, scale) = reference::backward(&wide(&got), &wide(&dy), cols);
-    within(&format!("dx {what}"), &dx.to_vec::<T>().unwrap(), &exact, |i| 2.0 * g * scale[i]);
+    within(&format!("dx {what}"), &dx.to_vec::<T>().unwrap(), &exact, SUBNORMAL, |i| 2.0 * g * scale[i]);
     assert_eq!(bits(&x_device.to_vec::<T>().unwrap()), bits(&x), "x was changed");
 }
 
