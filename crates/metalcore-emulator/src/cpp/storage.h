@@ -127,6 +127,9 @@ template <typename T> static inline v8 gk_unpack8(gk_raw8<T> v) {
 }
 template <typename T> static inline void gk_keep(gk_raw8<T>&) {}
 // the same for data used once
+template <typename T> static inline gk_raw8<::emu::plain_t<T>> gk_ld_raw8_once(DEV(T) p, gk_i64 i) {
+  return gk_ld_raw8(p, i);
+}
 template <typename T> static inline v4 gk_ld4_once(DEV(T) p, gk_i64 i) { return gk_ld4(p, i); }
 template <typename T> static inline v8 gk_ld8_once(DEV(T) p, gk_i64 i) { return gk_ld8(p, i); }
 template <typename T> static inline void gk_st4_once(DEV(T) p, gk_i64 i, v4 v) { gk_st4(p, i, v); }

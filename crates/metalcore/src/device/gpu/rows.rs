@@ -81,6 +81,11 @@ impl Layout {
         self.vec > 1
     }
 
+    /// Whether a thread takes 8 elements of 16 bits at a time.
+    pub fn halves(&self) -> bool {
+        self.vec == 8
+    }
+
     /// What the registers of a row's threads hold, how often it is in a row.
     pub fn tiles(&self, cols: usize) -> usize {
         cols.div_ceil((self.threads_per_row * self.chunks * self.vec) as usize).max(1)

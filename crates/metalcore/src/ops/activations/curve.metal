@@ -125,9 +125,7 @@ template <uint F> G_FN real act_slope(real x, PRIVREF(real) value) {
 template <typename T> G_FN void act_load(DEV(const T) p, gk_i64 i, gk_i64 left, PRIV(real) x) {
 #if ACT_VEC == 8
   if (left >= 8) {
-    const v8 v = gk_ld8_once(p, i);
-    x[0] = v.lo.x; x[1] = v.lo.y; x[2] = v.lo.z; x[3] = v.lo.w;
-    x[4] = v.hi.x; x[5] = v.hi.y; x[6] = v.hi.z; x[7] = v.hi.w;
+    v8_spread(gk_ld8(p, i), x);
     return;
   }
 #endif
@@ -136,10 +134,7 @@ template <typename T> G_FN void act_load(DEV(const T) p, gk_i64 i, gk_i64 left, 
 G_FN void act_store(DEV(ACT_T) p, gk_i64 i, gk_i64 left, PRIV(real) x) {
 #if ACT_VEC == 8
   if (left >= 8) {
-    v8 v;
-    v.lo = v4(x[0], x[1], x[2], x[3]);
-    v.hi = v4(x[4], x[5], x[6], x[7]);
-    gk_st8(p, i, v);
+    gk_st8(p, i, v8_of(x));
     return;
   }
 #endif

@@ -1,8 +1,7 @@
-// f(x), or f(gate) up, and their derivatives, element by element: a thread takes ACT_V chunks, a group's width apart.
+// f(x), or f(gate) up, and their derivatives, element by element: a thread takes a chunk.
 //   ACT_GATED        1: the gated form
-#define ACT_FIRST(v) (((gk_i64)c.grp * ACT_V + (v)) * ACT_THREADS + c.tid) * ACT_VEC
+#define ACT_FIRST ((gk_i64)c.grp * ACT_THREADS + c.tid) * ACT_VEC
 #define ACT_COUNT ((gk_i64)p.numel_high << 32 | (gk_i64)p.numel_low)
-#define ACT_E (ACT_V * ACT_VEC)
 
 // Where element i of a tensor is whose rows, of p.row_chunks chunks, are `stride` elements apart; 0: contiguous.
 G_FN gk_i64 act_place(gk_i64 i, uint stride, PREF(activation_params) p) {
@@ -15,20 +14,17 @@ G_FN gk_i64 act_place(gk_i64 i, uint stride, PREF(activation_params) p) {
 template <uint F>
 G_FN void act_backward(DEV(const ACT_T) dy, DEV(const ACT_T) x, DEV(const ACT_T) up, DEV(ACT_T) dx, DEV(ACT_T) d_up,
                        PREF(activation_params) p, gk_ctx c) {
-  const gk_i64 n = ACT_COUNT;
-  real d[ACT_E], h[ACT_E];
+  const gk_i64 n = ACT_COUNT, i = ACT_FIRST;
+  real d[ACT_VEC], h[ACT_VEC];
 #if ACT_GATED
-  real u[ACT_E];
+  real u[ACT_VEC];
 #endif
-  G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
-    const gk_i64 i = ACT_FIRST(v);
-    act_load(dy, i, n - i, d + v * ACT_VEC);
-    act_load(x, act_place(i, p.x_stride, p), n - i, h + v * ACT_VEC);
+  act_load(dy, i, n - i, d);
+  act_load(x, act_place(i, p.x_stride, p), n - i, h);
 #if ACT_GATED
-    act_load(up, act_place(i, p.up_stride, p), n - i, u + v * ACT_VEC);
+  act_load(up, act_place(i, p.up_stride, p), n - i, u);
 #endif
-  }
-  G_UNROLL for (uint e = 0; e < ACT_E; ++e) {
+  G_UNROLL for (uint e = 0; e < ACT_VEC; ++e) {
     real value;
     const real slope = act_slope<F>(h[e], value);
 #if ACT_GATED
@@ -38,39 +34,30 @@ G_FN void act_backward(DEV(const ACT_T) dy, DEV(const ACT_T) x, DEV(const ACT_T)
     h[e] = d[e] * slope;
 #endif
   }
-  G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
-    const gk_i64 i = ACT_FIRST(v);
-    act_store(dx, i, n - i, h + v * ACT_VEC);
+  act_store(dx, i, n - i, h);
 #if ACT_GATED
-    act_store(d_up, i, n - i, d + v * ACT_VEC);
+  act_store(d_up, i, n - i, d);
 #endif
-  }
 }
 #else
 template <uint F>
 G_FN void act_forward(DEV(const ACT_T) x, DEV(const ACT_T) up, DEV(ACT_T) y, PREF(activation_params) p, gk_ctx c) {
-  const gk_i64 n = ACT_COUNT;
-  real h[ACT_E];
+  const gk_i64 n = ACT_COUNT, i = ACT_FIRST;
+  real h[ACT_VEC];
 #if ACT_GATED
-  real u[ACT_E];
+  real u[ACT_VEC];
 #endif
-  G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
-    const gk_i64 i = ACT_FIRST(v);
-    act_load(x, act_place(i, p.x_stride, p), n - i, h + v * ACT_VEC);
+  act_load(x, act_place(i, p.x_stride, p), n - i, h);
 #if ACT_GATED
-    act_load(up, act_place(i, p.up_stride, p), n - i, u + v * ACT_VEC);
+  act_load(up, act_place(i, p.up_stride, p), n - i, u);
 #endif
-  }
-  G_UNROLL for (uint e = 0; e < ACT_E; ++e) {
+  G_UNROLL for (uint e = 0; e < ACT_VEC; ++e) {
     h[e] = act_value<F>(h[e]);
 #if ACT_GATED
     h[e] *= u[e];
 #endif
   }
-  G_UNROLL for (uint v = 0; v < ACT_V; ++v) {
-    const gk_i64 i = ACT_FIRST(v);
-    act_store(y, i, n - i, h + v * ACT_VEC);
-  }
+  act_store(y, i, n - i, h);
 }
 #endif
 

@@ -9,10 +9,7 @@ G_FN real ce_gradient(ce_row r, real x, gk_i64 i) {
 }
 G_FN void ce_store(DEV(CE_T) p, gk_i64 i, PRIV(real) x) {
 #if CE_VEC == 8
-  v8 a;
-  a.lo = v4(x[0], x[1], x[2], x[3]);
-  a.hi = v4(x[4], x[5], x[6], x[7]);
-  gk_st8_once(p, i, a);
+  gk_st8_once(p, i, v8_of(x));
 #elif CE_VEC == 4
   gk_st4_once(p, i, v4(x[0], x[1], x[2], x[3]));
 #else
@@ -44,16 +41,17 @@ G_KERNEL(cross_entropy_bwd, CE_THREADS, IN(0, real, grad), IN(1, CE_T, logits), 
   r.keep = real(1.0f) - eps;
   r.g = grad[p.scalar != 0 ? 0u : row];
   if (p.mean != 0) r.g = r.g / count[0];
-  real x[CE_E];
+  ce_chunk x[CE_V];
   G_UNROLL for (uint v = 0; v < CE_V; ++v) {
     const gk_i64 i = gk_i64(v * CE_TPR + t) * CE_VEC - skew;
-    if (counts && i >= 0 && i + CE_VEC <= gk_i64(p.cols)) ce_load(CE_FROM, base + i, x + v * CE_VEC);
+    if (counts && i >= 0 && i + CE_VEC <= gk_i64(p.cols)) ce_hold(CE_FROM, base + i, x[v]);
   }
   G_UNROLL for (uint v = 0; v < CE_V; ++v) {
     const gk_i64 i = gk_i64(v * CE_TPR + t) * CE_VEC - skew;
     if (i >= 0 && i + CE_VEC <= gk_i64(p.cols)) {
       real d[CE_VEC];
-      G_UNROLL for (uint e = 0; e < CE_VEC; ++e) d[e] = counts ? ce_gradient(r, x[v * CE_VEC + e], i + e) : real(0.0f);
+      if (counts) ce_open(x[v], d);
+      G_UNROLL for (uint e = 0; e < CE_VEC; ++e) d[e] = counts ? ce_gradient(r, d[e], i + e) : real(0.0f);
       ce_store(dx, base + i, d);
     } else {
       for (uint e = 0; e < CE_VEC; ++e) {

@@ -52,8 +52,13 @@ impl Plan {
         Plan::new(threads_per_row, vec, held)
     }
 
+    /// Of 16-bit elements a thread holds 32 as they lie in memory: 94 % of copy bandwidth of 512 x 128256 on an H200, 81 %
+    /// with 16 that are floats at once.
     fn backward(problem: &CrossEntropy, aligned: bool) -> Plan {
-        let (widest, held) = widths(problem.dtype);
+        let (widest, mut held) = widths(problem.dtype);
+        if aligned && widest == 8 {
+            held *= 2;
+        }
         let vec = if aligned { widest } else { 1 };
         let threads_per_row = (problem.cols + widest as usize).div_ceil(held as usize).next_power_of_two();
         Plan::new(threads_per_row.clamp(32, 256) as u32, vec, held)

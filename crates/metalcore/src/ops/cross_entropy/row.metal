@@ -11,9 +11,7 @@ G_FN gk_i64 ce_ignored(PREF(cross_entropy_params) p) {
 }
 template <typename T> G_FN void ce_load(DEV(T) p, gk_i64 i, PRIV(real) x) {
 #if CE_VEC == 8
-  const v8 a = gk_ld8_once(p, i);
-  x[0] = a.lo.x; x[1] = a.lo.y; x[2] = a.lo.z; x[3] = a.lo.w;
-  x[4] = a.hi.x; x[5] = a.hi.y; x[6] = a.hi.z; x[7] = a.hi.w;
+  v8_spread(gk_ld8_once(p, i), x);
 #elif CE_VEC == 4
   const v4 a = gk_ld4_once(p, i);
   x[0] = a.x; x[1] = a.y; x[2] = a.z; x[3] = a.w;
@@ -21,3 +19,16 @@ template <typename T> G_FN void ce_load(DEV(T) p, gk_i64 i, PRIV(real) x) {
   x[0] = gk_real(p[i]);
 #endif
 }
+
+// What a thread holds until it is used: 16-bit elements as they lie in memory, for half the registers.
+#if CE_VEC == 8
+#define ce_chunk gk_raw8<CE_T>
+template <typename T> G_FN void ce_hold(DEV(T) p, gk_i64 i, PRIVREF(ce_chunk) c) { c = gk_ld_raw8_once(p, i); }
+G_FN void ce_open(PRIVREF(ce_chunk) c, PRIV(real) x) { gk_open8(c, x); }
+#else
+struct ce_chunk { real e[CE_VEC]; };
+template <typename T> G_FN void ce_hold(DEV(T) p, gk_i64 i, PRIVREF(ce_chunk) c) { ce_load(p, i, c.e); }
+G_FN void ce_open(PRIVREF(ce_chunk) c, PRIV(real) x) {
+  G_UNROLL for (uint e = 0; e < CE_VEC; ++e) x[e] = c.e[e];
+}
+#endif

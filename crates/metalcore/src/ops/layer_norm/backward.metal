@@ -85,8 +85,8 @@ G_FN void norm_backward(DEV(const ROW_T) dy, DEV(const ROW_T) h, DEV(const ROW_W
       norm_take(h, dy, base, tile, t, p.cols, hv, gv);
       norm_dots(hv, gv, w, tile, t, p.cols, m, r, sum_g, sum_gn);
     }
-    const real mean_g = row_sum(sum_g, scratch, c) / real(p.cols);
-    const real mean_gn = row_sum(sum_gn, scratch, c) / real(p.cols);
+    row_sum_pair(sum_g, sum_gn, scratch, c);
+    const real mean_g = sum_g / real(p.cols), mean_gn = sum_gn / real(p.cols);
     for (uint tile = 0; tile < tiles; ++tile) {
       if (ROW_STREAM) {
         norm_take(h, dy, base, tile, t, p.cols, hv, gv);
@@ -105,11 +105,11 @@ G_FN void norm_backward(DEV(const ROW_T) dy, DEV(const ROW_T) h, DEV(const ROW_W
     }
   }
 #if ROW_SUMS && !ROW_STREAM
-  G_UNROLL for (uint e = 0; e < ROW_E; ++e) {
-    const uint i = ROW_AT(0, e / ROW_VEC) + e % ROW_VEC;
+  G_UNROLL for (uint v = 0; v < ROW_V; ++v) {
+    const uint i = ROW_AT(0, v);
     if (i < p.cols) {
-      parts[part + i] = dw[e];
-      parts[part + p.cols + i] = db[e];
+      row_parts(parts, part + i, dw + v * ROW_VEC);
+      row_parts(parts, part + p.cols + i, db + v * ROW_VEC);
     }
   }
 #endif
@@ -118,13 +118,13 @@ G_FN void norm_backward(DEV(const ROW_T) dy, DEV(const ROW_T) h, DEV(const ROW_W
 #if ROW_ADD
 G_KERNEL(add_layer_norm_bwd, ROW_THREADS, IN(0, ROW_T, dy), IN(1, ROW_T, h), IN(2, ROW_W, w), IN(3, real, mean),
          IN(4, real, rstd), IN(5, ROW_T, d_sum), OUT(6, ROW_T, dx), OUT(7, real, parts), PARAMS(8, layer_norm_params, p)) {
-  ROW_SCRATCH;
+  ROW_SCRATCH_TWO;
   norm_backward(dy, h, w, mean, rstd, d_sum, dx, parts, p, scratch, G_CTX());
 }
 #else
 G_KERNEL(layer_norm_bwd, ROW_THREADS, IN(0, ROW_T, dy), IN(1, ROW_T, h), IN(2, ROW_W, w), IN(3, real, mean),
          IN(4, real, rstd), OUT(5, ROW_T, dx), OUT(6, real, parts), PARAMS(7, layer_norm_params, p)) {
-  ROW_SCRATCH;
+  ROW_SCRATCH_TWO;
   norm_backward(dy, h, w, mean, rstd, dy, dx, parts, p, scratch, G_CTX());
 }
 #endif

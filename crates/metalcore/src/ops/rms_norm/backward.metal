@@ -109,16 +109,7 @@ G_FN void rms_backward(DEV(const ROW_T) dy, DEV(const ROW_T) h, DEV(const ROW_W)
 #if ROW_WEIGHT
   G_UNROLL for (uint v = 0; v < ROW_V; ++v) {
     const uint i = ROW_AT(0, v);
-    PRIV(real) d = dw + v * ROW_VEC;
-    if (i < p.cols) {
-#if ROW_VEC == 1
-      parts[(gk_i64)slot * p.cols + i] = d[0];
-#else
-      G_UNROLL for (uint e = 0; e < ROW_VEC; e += 4) {
-        gk_st4(parts, (gk_i64)slot * p.cols + i + e, v4(d[e], d[e + 1], d[e + 2], d[e + 3]));
-      }
-#endif
-    }
+    if (i < p.cols) row_parts(parts, (gk_i64)slot * p.cols + i, dw + v * ROW_VEC);
   }
 #endif
 }

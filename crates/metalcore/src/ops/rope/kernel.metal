@@ -13,12 +13,7 @@
 // What a thread holds of a head: 16-bit elements as they lie in memory, for half the registers.
 #if ROPE_VEC == 8
 #define rope_chunk gk_raw8<ROPE_T>
-template <typename T> G_FN void rope_open(PRIVREF(gk_raw8<T>) c, PRIV(real) x) {
-  gk_keep(c);
-  const v8 a = gk_unpack8(c);
-  x[0] = a.lo.x; x[1] = a.lo.y; x[2] = a.lo.z; x[3] = a.lo.w;
-  x[4] = a.hi.x; x[5] = a.hi.y; x[6] = a.hi.z; x[7] = a.hi.w;
-}
+template <typename T> G_FN void rope_open(PRIVREF(gk_raw8<T>) c, PRIV(real) x) { gk_open8(c, x); }
 G_FN void rope_hold(DEV(const ROPE_T) p, gk_i64 i, PRIVREF(rope_chunk) c) { c = gk_ld_raw8(p, i); }
 #else
 struct rope_chunk { real e[ROPE_VEC]; };
@@ -28,9 +23,7 @@ G_FN void rope_open(PRIVREF(rope_chunk) c, PRIV(real) x) {
 #endif
 template <typename T> G_FN void rope_load(DEV(const T) p, gk_i64 i, PRIV(real) x) {
 #if ROPE_VEC == 8
-  const v8 a = gk_ld8(p, i);
-  x[0] = a.lo.x; x[1] = a.lo.y; x[2] = a.lo.z; x[3] = a.lo.w;
-  x[4] = a.hi.x; x[5] = a.hi.y; x[6] = a.hi.z; x[7] = a.hi.w;
+  v8_spread(gk_ld8(p, i), x);
 #elif ROPE_VEC == 4
   const v4 a = gk_ld4(p, i);
   x[0] = a.x; x[1] = a.y; x[2] = a.z; x[3] = a.w;
@@ -43,10 +36,7 @@ G_FN void rope_hold(DEV(const ROPE_T) p, gk_i64 i, PRIVREF(rope_chunk) c) { rope
 #endif
 G_FN void rope_store(DEV(ROPE_T) p, gk_i64 i, PRIV(real) x) {
 #if ROPE_VEC == 8
-  v8 a;
-  a.lo = v4(x[0], x[1], x[2], x[3]);
-  a.hi = v4(x[4], x[5], x[6], x[7]);
-  gk_st8(p, i, a);
+  gk_st8(p, i, v8_of(x));
 #elif ROPE_VEC == 4
   gk_st4(p, i, v4(x[0], x[1], x[2], x[3]));
 #else

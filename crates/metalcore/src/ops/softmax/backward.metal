@@ -53,8 +53,9 @@ G_KERNEL(softmax_bwd, ROW_THREADS, IN(0, ROW_T, y), IN(1, ROW_T, dy), OUT(2, ROW
     dot += softmax_dot(yv, gv, tile, t, cols);
   }
   dot = row_sum(dot, scratch, c);
-  for (uint tile = 0; tile < tiles; ++tile) {
-    softmax_take(y, dy, base, tile, t, cols, yv, gv);
+  // From the end, which is still in registers and in the cache.
+  for (uint tile = tiles; tile-- > 0;) {
+    if (tile + 1 < tiles) softmax_take(y, dy, base, tile, t, cols, yv, gv);
     softmax_put(yv, gv, dx, base, tile, t, cols, dot);
   }
 #else

@@ -47,8 +47,9 @@ G_KERNEL(softmax_fwd, ROW_THREADS, IN(0, ROW_T, x), OUT(1, ROW_T, y), PARAMS(2, 
   const real largest = row_max(m, scratch, c);
   s = row_sum(m == -g_inf() ? s : s * g_exp(m - largest), scratch, c);
   const real factor = real(1.0f) / s;
-  for (uint tile = 0; tile < tiles; ++tile) {
-    softmax_take(x, base, tile, t, cols, h);
+  // From the end, which is still in registers and in the cache.
+  for (uint tile = tiles; tile-- > 0;) {
+    if (tile + 1 < tiles) softmax_take(x, base, tile, t, cols, h);
     G_UNROLL for (uint e = 0; e < ROW_E; ++e) h[e] = g_exp(h[e] - largest);
     softmax_put(y, base, tile, t, cols, h, factor);
   }

@@ -1,6 +1,22 @@
 // Shared by all targets, and written in the vocabulary itself: it follows the target's prelude.
 // NT is the group's size, a multiple of 32; scratch has NT / 32 elements and may be used again right after.
 
+// A vector of eight to and from an array, and a held chunk opened to one.
+G_FN void v8_spread(v8 a, PRIV(real) x) {
+  x[0] = a.lo.x; x[1] = a.lo.y; x[2] = a.lo.z; x[3] = a.lo.w;
+  x[4] = a.hi.x; x[5] = a.hi.y; x[6] = a.hi.z; x[7] = a.hi.w;
+}
+G_FN v8 v8_of(PRIV(real) x) {
+  v8 a;
+  a.lo = v4(x[0], x[1], x[2], x[3]);
+  a.hi = v4(x[4], x[5], x[6], x[7]);
+  return a;
+}
+template <typename T> G_FN void gk_open8(PRIVREF(gk_raw8<T>) c, PRIV(real) x) {
+  gk_keep(c);
+  v8_spread(gk_unpack8(c), x);
+}
+
 // The sum over the group, the same in every thread and in every run.
 template <uint NT> G_FN real gk_tg_sum(real v, TG(real) scratch, gk_ctx c) {
   v = sg_sum(v);

@@ -286,6 +286,7 @@ template <typename T> G_FN void gk_keep(gk_raw8<T>& v) {
   memcpy(&v, w, sizeof(v));
 }
 // the same for data used once, which need not stay in a cache
+template <typename T> G_FN gk_raw8<T> gk_ld_raw8_once(const T* p, gk_i64 i) { return gk_pack_once(gk_at<8>(p, i)); }
 template <typename T> G_FN v4 gk_ld4_once(const T* p, gk_i64 i) { return gk_unpack<0>(gk_pack_once(gk_at<4>(p, i))); }
 template <typename T> G_FN v8 gk_ld8_once(const T* p, gk_i64 i) { return gk_unpack8(gk_pack_once(gk_at<8>(p, i))); }
 template <typename T> G_FN void gk_st4_once(T* p, gk_i64 i, v4 v) { gk_pack_put_once(gk_at<4>(p, i), gk_pack4<T>(v)); }

@@ -111,6 +111,7 @@ template <typename T> G_FN gk_raw8<T> gk_ld_raw8(device const T* p, gk_i64 i) {
 template <typename T> G_FN v8 gk_unpack8(gk_raw8<T> v) { return v8{v4(v.lo), v4(v.hi)}; }
 template <typename T> G_FN void gk_keep(thread gk_raw8<T>& v) { (void)v; }
 // the same for data used once, which need not stay in a cache
+template <typename T> G_FN gk_raw8<T> gk_ld_raw8_once(device const T* p, gk_i64 i) { return gk_ld_raw8(p, i); }
 template <typename T> G_FN v4 gk_ld4_once(device const T* p, gk_i64 i) { return gk_ld4(p, i); }
 template <typename T> G_FN v8 gk_ld8_once(device const T* p, gk_i64 i) { return gk_ld8(p, i); }
 template <typename T> G_FN void gk_st4_once(device T* p, gk_i64 i, v4 v) { gk_st4(p, i, v); }

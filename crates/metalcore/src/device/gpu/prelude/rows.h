@@ -14,18 +14,11 @@
 #define ROW_AT(tile, v) ((tile) * ROW_TILE + ((v) * ROW_TPR + t) * ROW_VEC)
 
 #if ROW_VEC == 8
-template <typename T> G_FN void row_open(PRIVREF(gk_raw8<T>) c, PRIV(real) x) {
-  gk_keep(c);
-  const v8 a = gk_unpack8(c);
-  x[0] = a.lo.x; x[1] = a.lo.y; x[2] = a.lo.z; x[3] = a.lo.w;
-  x[4] = a.hi.x; x[5] = a.hi.y; x[6] = a.hi.z; x[7] = a.hi.w;
-}
+template <typename T> G_FN void row_open(PRIVREF(gk_raw8<T>) c, PRIV(real) x) { gk_open8(c, x); }
 #endif
 template <typename T> G_FN void row_load(DEV(const T) p, gk_i64 i, PRIV(real) x) {
 #if ROW_VEC == 8
-  const v8 a = gk_ld8(p, i);
-  x[0] = a.lo.x; x[1] = a.lo.y; x[2] = a.lo.z; x[3] = a.lo.w;
-  x[4] = a.hi.x; x[5] = a.hi.y; x[6] = a.hi.z; x[7] = a.hi.w;
+  v8_spread(gk_ld8(p, i), x);
 #elif ROW_VEC == 4
   const v4 a = gk_ld4(p, i);
   x[0] = a.x; x[1] = a.y; x[2] = a.z; x[3] = a.w;
@@ -33,16 +26,28 @@ template <typename T> G_FN void row_load(DEV(const T) p, gk_i64 i, PRIV(real) x)
   x[0] = gk_real(p[i]);
 #endif
 }
+#if ROW_STREAM  // what is written need not stay in the cache: the row, which is read again, should
+#define ROW_ST8 gk_st8_once
+#define ROW_ST4 gk_st4_once
+#else
+#define ROW_ST8 gk_st8
+#define ROW_ST4 gk_st4
+#endif
 G_FN void row_store(DEV(ROW_T) p, gk_i64 i, PRIV(real) x) {
 #if ROW_VEC == 8
-  v8 a;
-  a.lo = v4(x[0], x[1], x[2], x[3]);
-  a.hi = v4(x[4], x[5], x[6], x[7]);
-  gk_st8(p, i, a);
+  ROW_ST8(p, i, v8_of(x));
 #elif ROW_VEC == 4
-  gk_st4(p, i, v4(x[0], x[1], x[2], x[3]));
+  ROW_ST4(p, i, v4(x[0], x[1], x[2], x[3]));
 #else
   p[i] = gk_to<ROW_T>(x[0]);
+#endif
+}
+// A thread's chunk of partial sums: one access of 4 bytes an element would move 8 times the memory.
+G_FN void row_parts(DEV(real) p, gk_i64 i, PRIV(real) x) {
+#if ROW_VEC == 1
+  p[i] = x[0];
+#else
+  G_UNROLL for (uint e = 0; e < ROW_VEC; e += 4) gk_st4(p, i + e, v4(x[e], x[e + 1], x[e + 2], x[e + 3]));
 #endif
 }
 #ifdef ROW_W
@@ -78,6 +83,28 @@ G_FN real row_sum(real v, TG(real) scratch, gk_ctx c) {
   return sg_sum(v);
 #else
   return gk_tg_sum<ROW_TPR>(v, scratch, c);
+#endif
+}
+// Both sums over a row's threads, by the same barriers.
+G_FN void row_sum_pair(PRIVREF(real) a, PRIVREF(real) b, TG(real) scratch, gk_ctx c) {
+#if ROW_TPR <= 32
+  a = row_sum(a, scratch, c);
+  b = row_sum(b, scratch, c);
+#else
+  a = sg_sum(a);
+  b = sg_sum(b);
+  if (c.lane == 0) {
+    scratch[c.sg] = a;
+    scratch[ROW_THREADS / 32 + c.sg] = b;
+  }
+  tg_barrier();
+  a = 0.0f;
+  b = 0.0f;
+  G_UNROLL for (uint i = 0; i < ROW_TPR / 32; ++i) {
+    a += scratch[i];
+    b += scratch[ROW_THREADS / 32 + i];
+  }
+  tg_barrier();
 #endif
 }
 // s + rest += x, s holding the rounded sum and rest what was rounded away (Knuth's TwoSum).
@@ -120,4 +147,4 @@ G_FN real row_max(real v, TG(real) scratch, gk_ctx c) {
 #endif
 }
 #define ROW_SCRATCH TG_ARRAY(real, scratch, ROW_THREADS / 32)
-#define ROW_SCRATCH_TWO TG_ARRAY(real, scratch, 2 * (ROW_THREADS / 32))  // for row_sum_two
+#define ROW_SCRATCH_TWO TG_ARRAY(real, scratch, 2 * (ROW_THREADS / 32))  // for row_sum_pair, row_sum_two
