@@ -141,6 +141,20 @@ def test_an_error_over_its_bar_exits_with_1(tmp_path, monkeypatch, capsys):
     assert "ERR" in capsys.readouterr().out
 
 
+def test_an_interrupted_run_keeps_the_tables_before(tmp_path, monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    selectors = [tiny_selector(), tiny_selector(interrupt, name="adamw"), tiny_selector()]
+    monkeypatch.setattr(cli, "choose_selectors", lambda options: selectors)
+    monkeypatch.setattr(runner, "plan_of", lambda context: timing.LITE)
+    path = tmp_path / "interrupted.jsonl"
+    assert main(["--device", "cpu", "--json", str(path)], folder=tmp_path) == 130
+    [record] = [json.loads(line) for line in path.read_text().splitlines()]
+    assert record["interrupted"] == "adamw" and len(record["rows"]) == 1
+    assert "interrupted in --adamw" in capsys.readouterr().out
+
+
 def test_an_op_that_raises_exits_with_1_and_is_named(tmp_path, monkeypatch, capsys):
     def fail(_):
         raise RuntimeError("no such kernel")

@@ -86,10 +86,16 @@ def main(arguments: Optional[Sequence[str]] = None, folder: Path = DEFAULT_FOLDE
     except ValueError as error:
         flags.error(str(error))
     console = table.make_console(sys.stderr if options.json == "-" else sys.stdout)
-    records = [run_device(device, options, wanted, dtypes_of_devices[device], console, earlier) for device in devices]
+    records: list[dict[str, Any]] = []
+    for device in devices:
+        records.append(run_device(device, options, wanted, dtypes_of_devices[device], console, earlier))
+        if "interrupted" in records[-1]:
+            break
     table.print_legend(console, records)
     if not options.lite:
         write(records, options, folder, console)
+    if "interrupted" in records[-1]:
+        return 130
     return 1 if any(runner.failed(record) for record in records) else 0
 
 
@@ -200,7 +206,8 @@ def run_device(
     console: Any,
     earlier: Optional[list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Runs every chosen selector on one device, prints the tables, returns the record."""
+    """Runs every chosen selector on one device, prints the tables, returns the record, which names the selector that was
+    interrupted if one was."""
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)
     progress = Progress()
@@ -213,7 +220,12 @@ def run_device(
     record = runner.new_record(context, settings_of(options))
     table.print_head(console, record["machine"])
     for selector in choose_selectors(options):
-        part = runner.run_selector(selector, context, progress, options.nolongops)
+        try:
+            part = runner.run_selector(selector, context, progress, options.nolongops)
+        except KeyboardInterrupt:
+            record["interrupted"] = selector.name
+            console.print(f"interrupted in --{selector.name}: the tables before it are complete")
+            break
         for name in ("rows", "skipped", "host"):
             record[name] += part[name]
         if earlier is not None:
