@@ -7,7 +7,8 @@ use metalcore::ops::embedding_bag::{Backward, BackwardArgs, EmbeddingBag, Forwar
 use metalcore::{DType, Error, Index, Result};
 
 /// `mode`: 0 sum, 1 mean, 2 max; `padding_idx` -1: none. `largest` is empty but for a maximum. The backward operator takes
-/// the indices sorted (`keys`), and where each was (`order`); they may be empty without `weight_grad`, and the weight is
+/// the indices sorted (`keys`), and where each was (`order`); they may be empty without `weight_grad`, and on a GPU for a
+/// maximum, and the weight is
 /// needed for `samples_grad` alone. What is not asked for is returned empty.
 pub const OPERATORS: &[Operator] = &[
     operator!(embedding_bag_fwd: "(Tensor weight, Tensor indices, Tensor offsets, Tensor? per_sample_weights, int mode, bool include_last_offset, int padding_idx) -> (Tensor y, Tensor scale, Tensor largest)"),
@@ -137,7 +138,8 @@ where
     let max = bag.mode == Mode::Max;
     let per_bag = [bag.bags, cols];
     same_index(host, "largest", &largest, if max { &per_bag } else { &[0] }, Index::I32)?;
-    if weight_grad {
+    let sorted = weight_grad && (bag.entries == 0 || host.shape(&keys) != [0]);
+    if sorted {
         same_index(host, "keys", &keys, &[bag.entries], bag.index)?;
         same_index(host, "order", &order, &[bag.entries], Index::I64)?;
     }
@@ -171,8 +173,7 @@ where
         samples: samples_buffer.as_ref(),
         scale: &scale_buffer,
         largest: max.then_some(&largest_buffer),
-        keys: &keys_buffer,
-        order: &order_buffer,
+        sorted: sorted.then_some((&keys_buffer, &order_buffer)),
         dw: weight_grad.then_some(&dw_buffer),
         d_samples: weight_buffer.as_ref().map(|weight| (weight, &d_samples_buffer)),
     };

@@ -32,6 +32,11 @@ static BACKWARD: Source = Source {
     body: concat!(rows_text!(), include_str!("bag.metal"), include_str!("backward.metal")),
     declarations: &[Sizes::DECLARATION],
 };
+static MAXIMUM: Source = Source {
+    file: "embedding_bag/maximum.metal",
+    body: concat!(rows_text!(), include_str!("bag.metal"), include_str!("maximum.metal")),
+    declarations: &[Sizes::DECLARATION],
+};
 static SAMPLES: Source = Source {
     file: "embedding_bag/samples.metal",
     body: concat!(rows_text!(), include_str!("bag.metal"), include_str!("samples.metal")),
@@ -82,6 +87,12 @@ fn segments_spec(dtype: DType) -> Spec {
 fn backward_spec(dtype: DType, vec: usize) -> Spec {
     spec(&BACKWARD, "embedding_bag_bwd", dtype, vec, false)
 }
+fn maximum_spec(dtype: DType, vec: usize, begin: bool) -> Spec {
+    let mut spec =
+        spec(&MAXIMUM, if begin { "embedding_bag_max_begin" } else { "embedding_bag_max_bwd" }, dtype, vec, true);
+    spec.defines.push(Define::Number("BAG_BEGIN", u32::from(begin)));
+    spec
+}
 fn samples_spec(dtype: DType, vec: usize) -> Spec {
     spec(&SAMPLES, "embedding_bag_bwd_samples", dtype, vec, false)
 }
@@ -130,27 +141,61 @@ impl<D: Gpu> Run<Forward> for D {
     }
 }
 
+/// The gradient of the weight, row by row, from the sorted indices.
+fn of_segments<D: Gpu>(
+    device: &D,
+    bag: &EmbeddingBag,
+    args: &BackwardArgs<'_, D::Buffer>,
+    (keys, order): (&D::Buffer, &D::Buffer),
+    dw: &D::Buffer,
+) -> Result<()> {
+    let real = bag.dtype.compute().size();
+    let (starts, bags) = (device.alloc((bag.rows + 1) * 4)?, device.alloc(bag.entries.max(1) * 4)?);
+    let (factors, places) = (device.alloc(bag.entries.max(1) * real)?, device.alloc(bag.entries.max(1) * 4)?);
+    let samples = args.samples.unwrap_or(args.dy);
+    let list = [keys, order, args.offsets, samples, args.scale, &starts, &bags, &factors, &places];
+    let groups = (bag.rows + 1).max(bag.entries).div_ceil(THREADS as usize);
+    launch(device, &segments_spec(bag.dtype), groups, &list, &sizes(bag, 1, args.samples.is_some()))?;
+    let vec = vec(bag, device.aligned(args.dy, 16) && device.aligned(dw, 16));
+    let sizes = sizes(bag, vec, false);
+    let list = [args.dy, &starts, &bags, &factors, &places, args.largest.unwrap_or(&starts), dw];
+    let rows = (THREADS as usize >> sizes.lane_bits) * ROWS;
+    launch(device, &backward_spec(bag.dtype, vec), bag.rows.div_ceil(rows) * sizes.tiles as usize, &list, &sizes)
+}
+
+/// That of a maximum, from where the maxima are.
+fn of_maxima<D: Gpu>(
+    device: &D,
+    bag: &EmbeddingBag,
+    args: &BackwardArgs<'_, D::Buffer>,
+    largest: &D::Buffer,
+    dw: &D::Buffer,
+) -> Result<()> {
+    let maxima = bag.bags * bag.cols;
+    let rows = device.alloc(maxima.max(1) * 4)?;
+    let vec = vec(bag, device.aligned(dw, 16));
+    let sizes = sizes(bag, vec, false);
+    let groups = (bag.rows * bag.cols / vec).max(maxima).div_ceil(THREADS as usize);
+    let list = [args.indices, args.scale, largest, &rows, dw];
+    launch(device, &maximum_spec(bag.dtype, vec, true), groups, &list, &sizes)?;
+    if maxima == 0 {
+        return Ok(());
+    }
+    let list = [args.dy, &rows, dw];
+    launch(device, &maximum_spec(bag.dtype, 1, false), maxima.div_ceil(THREADS as usize), &list, &sizes)
+}
+
 impl<D: Gpu> Run<Backward> for D {
     fn run(&self, Backward(bag): &Backward, args: BackwardArgs<'_, Self::Buffer>) -> Result<()> {
         if let (Some(dw), false) = (args.dw, bag.rows == 0 || bag.cols == 0) {
-            let real = bag.dtype.compute().size();
-            let (starts, bags) = (self.alloc((bag.rows + 1) * 4)?, self.alloc(bag.entries.max(1) * 4)?);
-            let (factors, places) = (self.alloc(bag.entries.max(1) * real)?, self.alloc(bag.entries.max(1) * 4)?);
-            let samples = args.samples.unwrap_or(args.dy);
-            let list = [args.keys, args.order, args.offsets, samples, args.scale, &starts, &bags, &factors, &places];
-            let groups = (bag.rows + 1).max(bag.entries).div_ceil(THREADS as usize);
-            launch(self, &segments_spec(bag.dtype), groups, &list, &sizes(bag, 1, args.samples.is_some()))?;
-            let vec = vec(bag, self.aligned(args.dy, 16) && self.aligned(dw, 16));
-            let sizes = sizes(bag, vec, false);
-            let list = [args.dy, &starts, &bags, &factors, &places, args.largest.unwrap_or(&starts), dw];
-            let rows = (THREADS as usize >> sizes.lane_bits) * ROWS;
-            launch(
-                self,
-                &backward_spec(bag.dtype, vec),
-                bag.rows.div_ceil(rows) * sizes.tiles as usize,
-                &list,
-                &sizes,
-            )?;
+            match (args.sorted, args.largest) {
+                (Some(sorted), _) => of_segments(self, bag, &args, sorted, dw)?,
+                (None, Some(largest)) => of_maxima(self, bag, &args, largest, dw)?,
+                (None, None) => {
+                    let expected = "the indices sorted, of a sum or a mean".to_owned();
+                    return Err(Error::Argument { op: OP, argument: "keys", got: "none".to_owned(), expected });
+                }
+            }
         }
         if let (Some((weight, d_samples)), false) = (args.d_samples, bag.entries == 0) {
             let vec = vec(bag, self.aligned(args.dy, 16) && self.aligned(weight, 16));
@@ -166,10 +211,10 @@ impl<D: Gpu> Run<Backward> for D {
 pub(crate) fn units() -> Vec<Unit> {
     let mut specs = Vec::new();
     for dtype in DType::ALL {
-        specs.push(segments_spec(dtype));
+        specs.extend([segments_spec(dtype), maximum_spec(dtype, 1, false)]);
         for vec in [widest(dtype), 1] {
             specs.extend([forward_spec(dtype, vec, false), forward_spec(dtype, vec, true)]);
-            specs.extend([backward_spec(dtype, vec), samples_spec(dtype, vec)]);
+            specs.extend([backward_spec(dtype, vec), samples_spec(dtype, vec), maximum_spec(dtype, vec, true)]);
         }
     }
     specs.into_iter().map(Unit::everywhere).collect()

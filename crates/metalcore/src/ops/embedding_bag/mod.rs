@@ -14,7 +14,8 @@
 //!
 //! **Gradient**: dw_v = sum of f_e scale_b dy_b over the entries e of row v, b the entry's bag, for a maximum those in
 //! `largest`; df_e = dy_b . w_r(e). dw is dense and, from the stably sorted indices, summed in the order of the entries:
-//! the same bits in every run, without atomics.
+//! the same bits in every run, without atomics. On a GPU that of a maximum of few bags needs no sorted indices: the first
+//! bag of those whose maximum of a column is in the same row sums them.
 //!
 //! **Rounding**: products and sums in float32 (float64 for float64); one rounding, to nearest even, at the end. A
 //! maximum is exact; NaN is larger than every number.
@@ -116,10 +117,9 @@ pub struct BackwardArgs<'a, B> {
     pub scale: &'a B,
     /// (B, D), from the forward pass, for a maximum.
     pub largest: Option<&'a B>,
-    /// (L): the indices in ascending order. Not read without `dw`.
-    pub keys: &'a B,
-    /// (L), int64: where each was; equal ones in their order. Not read without `dw`.
-    pub order: &'a B,
+    /// (L) the indices in ascending order and (L), int64, where each was; equal ones in their order. Not needed without
+    /// `dw`, nor on a GPU for a maximum, where the work of a call without them grows with the square of the bags.
+    pub sorted: Option<(&'a B, &'a B)>,
     /// (V, D).
     pub dw: Option<&'a B>,
     /// The weight (V, D), and the gradient of the samples (L).
@@ -207,7 +207,11 @@ impl Run<Backward> for Cpu {
                     largest: args.largest.map(|largest| largest.slice(bag.bags * bag.cols)),
                 };
                 if let Some(dw) = args.dw {
-                    let (keys, order) = (args.keys.slice(bag.entries), args.order.slice(bag.entries));
+                    let Some((keys, order)) = args.sorted else {
+                        let (got, expected) = ("none".to_owned(), "the indices sorted".to_owned());
+                        return Err(Error::Argument { op: OP, argument: "keys", got, expected });
+                    };
+                    let (keys, order) = (keys.slice(bag.entries), order.slice(bag.entries));
                     gradient.of_weight(self.threads(), keys, order, dw.slice_mut(bag.rows * bag.cols));
                 }
                 if let Some((weight, d_samples)) = args.d_samples {

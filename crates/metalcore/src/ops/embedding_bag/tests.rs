@@ -110,22 +110,30 @@ fn check<T: Element, C: Element, D: Run<Forward> + Run<Backward>>(
     let dw = Tensor::empty(device, &[rows, cols], T::DTYPE).unwrap();
     let d_samples = Tensor::empty(device, &[indices.len()], T::DTYPE).unwrap();
     let dy_device = tensor(&dy, &[sizes.len(), cols]);
-    let args = BackwardArgs {
+    let (keys_device, order_device) = (upload(device, &keys, index), upload(device, &order, Index::I64));
+    let args = |sorted| BackwardArgs {
         dy: dy_device.buffer(),
         indices: &indices_device,
         offsets: &offsets_device,
         samples: samples_buffer,
         scale: scale.buffer(),
         largest,
-        keys: &upload(device, &keys, index),
-        order: &upload(device, &order, Index::I64),
+        sorted,
         dw: Some(dw.buffer()),
         d_samples: weighted.then_some((weight.buffer(), d_samples.buffer())),
     };
-    device.run(&Backward(problem), args).unwrap();
+    device.run(&Backward(problem), args(Some((&keys_device, &order_device)))).unwrap();
     let (exact, size, factors) = reference::backward(&wide(&values), cols, &bags, mode, &wide(&dy));
     let doubled: Vec<f64> = size.iter().map(|size| 2.0 * size).collect();
     within(&format!("dw {what}"), &dw.to_vec::<T>().unwrap(), &exact, &doubled, indices.len());
+    if mode == Mode::Max && device.caps().kind != "cpu" {
+        device.run(&Backward(problem), args(None)).unwrap();
+        within(&format!("dw without sorting {what}"), &dw.to_vec::<T>().unwrap(), &exact, &doubled, indices.len());
+    } else {
+        let error = device.run(&Backward(problem), args(None)).err().map(|error| error.to_string());
+        let needed = device.caps().kind == "cpu" || rows * cols != 0;
+        assert_eq!(error.is_some_and(|text| text.contains("keys: got none")), needed);
+    }
     if weighted {
         let got = d_samples.to_vec::<T>().unwrap();
         let mut exact = vec![0.0; indices.len()];
