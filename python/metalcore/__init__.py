@@ -7,7 +7,7 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
-from ._indexing import gather, index_select, scatter_add
+from .indexing import gather, index_select, scatter_add
 from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .activations import (

@@ -12,7 +12,7 @@ import torch
 from support import EMULATED, ERROR_TEXT, Unchanged, assert_within, exact, gamma, normal, rho, same_bits
 from torch.autograd import gradcheck, gradgradcheck
 
-INTEGERS = (torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.complex64, torch.complex128)
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 3), (4, 1, 6), (5, 123, 12)], ids=str)
@@ -43,6 +43,50 @@ def test_every_dtype_that_torch_takes(device, kind):
     assert torch.equal(metalcore.index_select(src, 0, index[:, 0]), torch.index_select(src, 0, index[:, 0]))
     if kind is not torch.bool:
         assert torch.equal(metalcore.scatter_add(src, index, src), torch.scatter_add(src, 0, index, src))
+
+
+@pytest.mark.parametrize("kind", INTEGERS, ids=str)
+@pytest.mark.parametrize("outside", [5, -1])
+def test_what_is_missing_of_other_dtypes(device, kind, outside):
+    if device.type == "cpu" and not EMULATED:
+        return
+    src = torch.ones(5, 3).to(device, kind)
+    found = metalcore.index_select(src, 0, torch.tensor([1, outside], device=device))
+    assert bool((found[0] == 1).all())
+    assert bool(found[1].isnan().all() if kind.is_complex else (found[1] == 0).all())
+
+
+def test_an_index_may_be_smaller_in_other_dimensions(device, dtype):
+    src, terms = normal(4, 3, 5, 2, device=device, dtype=dtype), normal(3, 7, 3, 2, device=device, dtype=dtype)
+    index = torch.randint(3, (2, 6, 3, 1)).to(device)
+    for source in (src, src.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)):
+        assert same_bits(metalcore.gather(source, index, 1), torch.gather(source, 1, index))
+        found = metalcore.scatter_add(source, index, terms, 1)
+        want = torch.scatter_add(source.double(), 1, index, terms.double())
+        size = torch.scatter_add(source.double().abs(), 1, index, terms.double().abs())
+        bound = rho(dtype) * want.abs() + 2 * gamma(6, dtype) * size
+        assert_within("scatter_add", found, want.cpu().numpy(), bound.cpu().numpy())
+
+
+def test_only_the_part_of_src_that_index_covers_has_a_gradient(device):
+    dst, src = torch.zeros(4, 3, device=device), torch.ones(6, 5, device=device, requires_grad=True)
+    index = torch.tensor([[1, 2], [3, 0]], dtype=torch.int32).to(device)
+    metalcore.scatter_add(dst, index, src).sum().backward()
+    want = torch.zeros(6, 5, device=device)
+    want[:2, :2] = 1
+    assert torch.equal(src.grad, want)
+
+
+@pytest.mark.parametrize("shape, count", [((9, 64), 7), ((5, 9, 12), 20), ((6, 7), 3)], ids=str)
+def test_slices_are_moved_whatever_their_alignment(device, dtype, shape, count):
+    whole = normal(shape[0], *shape[1:-1], shape[-1] + 3, device=device, dtype=dtype)
+    for first in range(4):
+        src = whole[..., first : first + shape[-1]]
+        index = torch.randint(shape[0], (count,)).to(device)
+        assert same_bits(metalcore.index_select(src, 0, index), torch.index_select(src, 0, index))
+        flat = whole.flatten()[first : first + 48].view(12, 4)
+        index = torch.randint(12, (count,), dtype=torch.int32).to(device)
+        assert same_bits(metalcore.index_select(flat, 0, index), torch.index_select(flat, 0, index))
 
 
 def test_empty_tensors(device, dtype):
@@ -108,6 +152,9 @@ def test_an_index_out_of_range_is_an_error_on_cpu_and_nan_on_a_gpu(device, dtype
         found.nansum().backward()
         if op == "scatter_add":
             assert bool(found.isfinite().all()) and torch.equal(found[1], src[1])
+            terms = src.detach().clone().requires_grad_()
+            metalcore.scatter_add(src.detach(), each, terms).sum().backward()
+            assert not bool(terms.grad[1].any()) and bool((terms.grad[::2] == 1).all())
         else:
             assert bool(found[1].isnan().all()) and torch.equal(found[::2], src[::2])
             assert not bool(src.grad[1].any()) and bool((src.grad[::2] == 1).all())
@@ -115,9 +162,10 @@ def test_an_index_out_of_range_is_an_error_on_cpu_and_nan_on_a_gpu(device, dtype
 
 @pytest.mark.native
 @pytest.mark.dtypes(torch.float64)
-def test_first_and_second_derivatives_are_right(device, dtype):
+@pytest.mark.parametrize("index_type", [torch.int64, torch.int32], ids=str)
+def test_first_and_second_derivatives_are_right(device, dtype, index_type):
     src, dst = (normal(4, 3, device=device, dtype=dtype).requires_grad_() for _ in range(2))
-    index = torch.randint(4, (4, 3)).to(device)
+    index = torch.randint(4, (4, 3)).to(device, index_type)
     for call, inputs in (
         (lambda s: metalcore.gather(s, index), (src,)),
         (lambda s: metalcore.index_select(s, 0, index[:, 0]), (src,)),
@@ -135,8 +183,57 @@ def test_compiled_code_is_eager_code_without_a_break(device):
         picked = metalcore.gather(src, index) + metalcore.index_select(src, 0, index[:, 0])
         return metalcore.scatter_add(src, index, picked)
 
-    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(src, index), call(src, index))
+    for dynamic in (False, True):
+        torch._dynamo.reset()
+        compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for dtype, i in ((torch.float32, index), (torch.bfloat16, index.int())):
+            grads = []
+            for function in (call, compiled):
+                leaf = src.detach().to(dtype, copy=True).requires_grad_()
+                found = function(leaf, i)
+                found.square().sum().backward()
+                grads.append((found.detach(), leaf.grad))
+            torch.testing.assert_close(grads[0], grads[1])
     torch._dynamo.reset()
+
+
+@pytest.mark.native
+def test_transforms_are_torchs(device):
+    src = torch.randn(5, 6, 4, device=device)
+    index = torch.randint(6, (5, 3, 4)).to(device)
+    for kind in (torch.float32, torch.bfloat16):
+        source = src.to(kind)
+        found = torch.func.vmap(lambda s, i: metalcore.gather(s, i))(source, index)
+        assert same_bits(found, torch.gather(source, 1, index))
+        grad = torch.func.grad(lambda s: metalcore.gather(s, index, 1).float().sum())(source)
+        assert torch.equal(grad, torch.zeros_like(source).scatter_add(1, index, torch.ones_like(source)[:, :3]))
+
+
+@pytest.mark.cuda
+def test_sums_repeat_where_deterministic_algorithms_are_asked_for(device):
+    dst, src = torch.randn(50, device=device), torch.randn(100_000, device=device)
+    index = torch.randint(50, (100_000,), device=device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = metalcore.scatter_add(dst, index, src)
+        assert all(torch.equal(first, metalcore.scatter_add(dst, index, src)) for _ in range(5))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.cuda
+def test_calls_are_captured_in_a_graph(device):
+    dst, src = torch.randn(50, device=device), torch.randn(1000, device=device)
+    index = torch.randint(50, (1000,), device=device)
+    call = lambda: (metalcore.gather(dst, index), metalcore.scatter_add(dst.bfloat16(), index, src.bfloat16()))  # noqa: E731
+    want = call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(found[0], want[0])
+    torch.testing.assert_close(found[1], want[1])
 
 
 ERRORS = [

@@ -208,6 +208,11 @@ def _scatter_add(x):
         yield (args[0], args[1], _like(x, *args[1].shape), *args[2:]), {}
 
 
+def _scatter_add_bwd(x):
+    for args, _ in _gather(x):
+        yield args, {}
+
+
 def _index_select(x):
     yield (_like(x, 5, 4), 1, torch.randint(4, (3,), device=x.device)), {}
 
@@ -252,6 +257,7 @@ SAMPLES = {
     "embedding_bag_bwd": _embedding_bag_bwd,
     "gather": _gather,
     "scatter_add": _scatter_add,
+    "scatter_add_bwd": _scatter_add_bwd,
     "index_select": _index_select,
     "adamw_": _adamw_,
     **{

@@ -9,6 +9,56 @@ use std::sync::Arc;
 /// The buffer type of a host.
 pub type BufferOf<H> = <<H as Host>::Device as Device>::Buffer;
 
+/// An element type of torch, as something to be moved.
+pub struct Stored {
+    /// Of `c10::ScalarType`.
+    pub code: i32,
+    /// In the module torch.
+    pub name: &'static str,
+    /// Size of an element.
+    pub bytes: usize,
+    /// 16 bytes of NaN (and no imaginary part), or of 0 where there is none.
+    pub nan: [u32; 4],
+}
+
+const fn stored(code: i32, name: &'static str, bytes: usize, nan: [u32; 4]) -> Stored {
+    Stored { code, name, bytes, nan }
+}
+/// What torch has kernels for.
+const STORED: [Stored; 20] = [
+    stored(0, "uint8", 1, [0; 4]),
+    stored(1, "int8", 1, [0; 4]),
+    stored(2, "int16", 2, [0; 4]),
+    stored(3, "int32", 4, [0; 4]),
+    stored(4, "int64", 8, [0; 4]),
+    stored(5, "float16", 2, [0x7e00_7e00; 4]),
+    stored(6, "float32", 4, [0x7fc0_0000; 4]),
+    stored(7, "float64", 8, [0, 0x7ff8_0000, 0, 0x7ff8_0000]),
+    stored(8, "complex32", 4, [0x7e00; 4]),
+    stored(9, "complex64", 8, [0x7fc0_0000, 0, 0x7fc0_0000, 0]),
+    stored(10, "complex128", 16, [0, 0x7ff8_0000, 0, 0]),
+    stored(11, "bool", 1, [0; 4]),
+    stored(15, "bfloat16", 2, [0x7fc0_7fc0; 4]),
+    stored(23, "float8_e5m2", 1, [0x7f7f_7f7f; 4]),
+    stored(24, "float8_e4m3fn", 1, [0x7f7f_7f7f; 4]),
+    stored(25, "float8_e5m2fnuz", 1, [0x8080_8080; 4]),
+    stored(26, "float8_e4m3fnuz", 1, [0x8080_8080; 4]),
+    stored(27, "uint16", 2, [0; 4]),
+    stored(28, "uint32", 4, [0; 4]),
+    stored(29, "uint64", 8, [0; 4]),
+];
+
+impl Stored {
+    /// By its code.
+    pub fn of_code(code: i32) -> Option<&'static Stored> {
+        STORED.iter().find(|stored| stored.code == code)
+    }
+    /// By its name.
+    pub fn of_name(name: &str) -> Option<&'static Stored> {
+        STORED.iter().find(|stored| stored.name == name)
+    }
+}
+
 /// Makes and looks at tensors on one device.
 pub trait Host {
     /// Runs the kernels.
@@ -32,6 +82,12 @@ pub trait Host {
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Self::Tensor>;
     /// The same of indices.
     fn empty_index(&self, shape: &[usize], index: Index) -> Result<Self::Tensor>;
+    /// Element type, if elements of it can be moved.
+    fn stored(&self, tensor: &Self::Tensor) -> Option<&'static Stored>;
+    /// An uninitialised tensor of such a type.
+    fn empty_stored(&self, shape: &[usize], stored: &Stored) -> Result<Self::Tensor>;
+    /// A copy, whose rows follow each other without gaps.
+    fn copy(&self, tensor: &Self::Tensor) -> Result<Self::Tensor>;
     /// Whether rows follow each other without gaps.
     fn is_contiguous(&self, tensor: &Self::Tensor) -> bool;
     /// The tensor itself if it is contiguous, else a copy.
@@ -163,8 +219,7 @@ impl<D: Foreign> Host for Shim<D> {
     }
     fn buffer(&self, tensor: &Tensor) -> D::Buffer {
         let peek = tensor.peek();
-        let size = peek.dtype().map(DType::size).or_else(|| peek.index().map(Index::size));
-        let bytes = peek.span() * size.unwrap_or(1);
+        let bytes = peek.span() * peek.stored().map_or(1, |stored| stored.bytes);
         // SAFETY: the tensor outlives the buffer; on a GPU torch frees memory in stream order.
         unsafe { D::foreign(peek.address(), bytes) }
     }
@@ -173,6 +228,15 @@ impl<D: Foreign> Host for Shim<D> {
     }
     fn empty_index(&self, shape: &[usize], index: Index) -> Result<Tensor> {
         Tensor::empty_index(shape, index, self.place)
+    }
+    fn stored(&self, tensor: &Tensor) -> Option<&'static Stored> {
+        tensor.peek().stored()
+    }
+    fn empty_stored(&self, shape: &[usize], stored: &Stored) -> Result<Tensor> {
+        Tensor::empty_stored(shape, stored, self.place)
+    }
+    fn copy(&self, tensor: &Tensor) -> Result<Tensor> {
+        tensor.peek().contiguous()
     }
     fn is_here(&self, tensor: &Tensor) -> bool {
         tensor.peek().device() == self.place

@@ -2,7 +2,7 @@
 //! kernel is `library.name(*tensors, words, threads=, group_size=, arg_casts=)`. Everything that depends on a Mac
 //! is in this file.
 
-use crate::host::Host;
+use crate::host::{Host, Stored};
 use metalcore::device::gpu::{Arg, Gpu, Spec, Target};
 use metalcore::device::{Caps, Device};
 use metalcore::{DType, Error, Index, Result};
@@ -135,6 +135,17 @@ impl Gpu for Metal {
 pub struct Objects(pub Metal);
 
 impl Objects {
+    fn with_layout(&self, tensor: &Buffer, method: &str) -> Result<Buffer> {
+        Python::attach(|py| {
+            let copy = || {
+                let options = PyDict::new(py);
+                options.set_item("memory_format", self.0.inner.torch.bind(py).getattr("contiguous_format")?)?;
+                tensor.call_method(py, method, (), Some(&options))
+            };
+            copy().map(Arc::new).map_err(|e| failed(py, e))
+        })
+    }
+
     fn of<T>(tensor: &Buffer, read: impl for<'py> Fn(&Bound<'py, PyAny>) -> PyResult<T>) -> T {
         Python::attach(|py| read(tensor.bind(py)).expect("the Python side passes tensors"))
     }
@@ -177,6 +188,16 @@ impl Host for Objects {
         let dtype = if index == Index::I32 { "int32" } else { "int64" };
         Python::attach(|py| self.0.tensor(py, shape.to_vec(), dtype).map(Arc::new).map_err(|e| failed(py, e)))
     }
+    fn stored(&self, tensor: &Buffer) -> Option<&'static Stored> {
+        let name = Objects::of(tensor, |t| Ok(t.getattr("dtype")?.str()?.to_string()));
+        Stored::of_name(name.strip_prefix("torch.")?)
+    }
+    fn empty_stored(&self, shape: &[usize], stored: &Stored) -> Result<Buffer> {
+        Python::attach(|py| self.0.tensor(py, shape.to_vec(), stored.name).map(Arc::new).map_err(|e| failed(py, e)))
+    }
+    fn copy(&self, tensor: &Buffer) -> Result<Buffer> {
+        self.with_layout(tensor, "clone")
+    }
     fn is_here(&self, tensor: &Buffer) -> bool {
         let kind: String = Objects::of(tensor, |t| t.getattr("device")?.getattr("type")?.extract());
         kind == self.0.inner.place
@@ -186,14 +207,6 @@ impl Host for Objects {
     }
     fn contiguous(&self, tensor: Buffer) -> Result<Buffer> {
         // As `Shim::contiguous`: aligned as torch allocates.
-        let method = if self.0.aligned(&tensor, 16) { "contiguous" } else { "clone" };
-        Python::attach(|py| {
-            let copy = || {
-                let options = PyDict::new(py);
-                options.set_item("memory_format", self.0.inner.torch.bind(py).getattr("contiguous_format")?)?;
-                tensor.call_method(py, method, (), Some(&options))
-            };
-            copy().map(Arc::new).map_err(|e| failed(py, e))
-        })
+        self.with_layout(&tensor, if self.0.aligned(&tensor, 16) { "contiguous" } else { "clone" })
     }
 }

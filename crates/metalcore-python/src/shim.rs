@@ -1,6 +1,7 @@
 //! libtorch's C shims, looked up in the library that `import torch` has loaded: no C++ is linked. See
 //! torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h.
 
+use crate::host::Stored;
 use crate::internals::Internals;
 use crate::operator::Operator;
 use crate::throw::Thrower;
@@ -216,6 +217,11 @@ impl Tensor {
         let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
         Tensor::empty_code(&sizes, if index == Index::I32 { I32 } else { I64 }, device)
     }
+    /// An uninitialised, contiguous tensor of elements that are moved.
+    pub fn empty_stored(shape: &[usize], stored: &Stored, device: (i32, i32)) -> Result<Tensor> {
+        let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+        Tensor::empty_code(&sizes, stored.code, device)
+    }
     fn empty_code(sizes: &[i64], dtype: i32, (device, index): (i32, i32)) -> Result<Tensor> {
         let mut strides = vec![1; sizes.len()];
         for i in (1..sizes.len()).rev() {
@@ -335,6 +341,10 @@ impl<'a> Peek<'a> {
             I64 => Some(Index::I64),
             _ => None,
         }
+    }
+    /// Element type, if elements of it can be moved.
+    pub fn stored(&self) -> Option<&'static Stored> {
+        Stored::of_code(self.number(get().dtype))
     }
     /// Device type and index.
     pub fn device(&self) -> (i32, i32) {

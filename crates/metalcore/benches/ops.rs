@@ -16,6 +16,8 @@ mod adamw;
 mod cross_entropy;
 #[path = "../src/ops/embedding_bag/bench.rs"]
 mod embedding_bag;
+#[path = "../src/ops/indexing/bench.rs"]
+mod indexing;
 #[path = "../src/ops/kl_div/bench.rs"]
 mod kl_div;
 #[path = "../src/ops/layer_norm/bench.rs"]
@@ -75,6 +77,6 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm, activations, embedding_bag);
+    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm, activations, embedding_bag, indexing);
     bench.criterion.final_summary();
 }

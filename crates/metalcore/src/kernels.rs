@@ -65,6 +65,7 @@ pub fn all() -> Vec<Unit> {
         ops::adamw::units(),
         ops::cross_entropy::units(),
         ops::embedding_bag::units(),
+        ops::indexing::units(),
         ops::kl_div::units(),
         ops::layer_norm::units(),
         ops::qr::units(),

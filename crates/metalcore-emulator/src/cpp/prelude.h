@@ -154,6 +154,12 @@ G_FN uint g_maxu(uint a, uint b) { return a > b ? a : b; }
 G_FN real g_inf() { return __builtin_inff(); }
 G_FN real g_nan() { return __builtin_nanf(""); }
 
+// Words of 8 and 16 bytes.
+struct alignas(8) uint2 { uint x, y; };
+struct alignas(16) uint4 { uint x, y, z, w; };
+G_FN uint2 gk_uint2(uint a, uint b) { return uint2{a, b}; }
+G_FN uint4 gk_uint4(uint a, uint b, uint c, uint d) { return uint4{a, b, c, d}; }
+
 #include "storage.h"
 
 // ---- relaxed atomics in device memory
@@ -161,4 +167,18 @@ static inline uint ga_add(DEV(uint) p, gk_i64 i, uint v) {
   DEV(uint) q = p + i;
   if ((size_t)q.index() >= q.o->count) ::emu::runtime->out_of_bounds(q.o, q.index(), "atomic");
   return __atomic_fetch_add(q.p, v, __ATOMIC_RELAXED);
+}
+static inline void ga_add(DEV(real) p, gk_i64 i, real v) {
+  DEV(real) q = p + i;
+  if ((size_t)q.index() >= q.o->count) ::emu::runtime->out_of_bounds(q.o, q.index(), "atomic");
+  real before, after;
+  __atomic_load(q.p, &before, __ATOMIC_RELAXED);
+  do after = before + v;
+  while (!__atomic_compare_exchange(q.p, &before, &after, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}
+// A store that may meet others of the same value.
+template <class T> static inline void ga_put(DEV(T) p, gk_i64 i, T v) {
+  DEV(T) q = p + i;
+  if ((size_t)q.index() >= q.o->count) ::emu::runtime->out_of_bounds(q.o, q.index(), "write");
+  __atomic_store(q.p, &v, __ATOMIC_RELAXED);
 }

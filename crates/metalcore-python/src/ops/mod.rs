@@ -4,6 +4,7 @@ pub mod activations;
 pub mod adamw;
 pub mod cross_entropy;
 pub mod embedding_bag;
+pub mod indexing;
 pub mod kl_div;
 pub mod layer_norm;
 pub mod qr;
@@ -17,6 +18,7 @@ use crate::operator::Operator;
 const OPERATORS: &[&[Operator]] = &[
     activations::OPERATORS,
     embedding_bag::OPERATORS,
+    indexing::OPERATORS,
     qr::OPERATORS,
     rms_norm::OPERATORS,
     rope::OPERATORS,

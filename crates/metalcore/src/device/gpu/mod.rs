@@ -41,6 +41,17 @@ impl Field for f32 {
         out.push(self.to_bits());
     }
 }
+/// A size of 64 bits as two words (`gk_size`).
+impl Field for u64 {
+    fn words(self, out: &mut Vec<u32>) {
+        out.extend([self as u32, (self >> 32) as u32]);
+    }
+}
+impl<T: Field, const N: usize> Field for [T; N] {
+    fn words(self, out: &mut Vec<u32>) {
+        self.into_iter().for_each(|field| field.words(out));
+    }
+}
 /// A float64 as the sum of three float32 (`gk_wide`), exact within float32's range: kernels have no 64-bit fields.
 impl Field for f64 {
     fn words(self, out: &mut Vec<u32>) {
@@ -64,7 +75,7 @@ macro_rules! params {
         impl $name {
             /// The same struct in the kernel's language.
             pub const DECLARATION: &'static str =
-                concat!("struct ", $c_name, " { ", $($crate::params!(@c $type), " ", stringify!($field), "; ",)* "};\n");
+                concat!("struct ", $c_name, " { ", $($crate::params!(@c $type, stringify!($field)), "; ",)* "};\n");
             /// Its memory as 32-bit words.
             pub fn words(&self) -> Vec<u32> {
                 let mut words = Vec::with_capacity(32);
@@ -73,7 +84,9 @@ macro_rules! params {
             }
         }
     };
-    (@c u32) => { "uint" };
-    (@c f32) => { "float" };
-    (@c f64) => { "gk_wide" };
+    (@c u32, $name:expr) => { concat!("uint ", $name) };
+    (@c u64, $name:expr) => { concat!("gk_size ", $name) };
+    (@c f32, $name:expr) => { concat!("float ", $name) };
+    (@c f64, $name:expr) => { concat!("gk_wide ", $name) };
+    (@c [$type:tt; $n:literal], $name:expr) => { concat!($crate::params!(@c $type, $name), "[", $n, "]") };
 }

@@ -57,6 +57,10 @@ template <uint NT> G_FN bool gk_tg_any(bool v, TG(uint) scratch, gk_ctx c) {
   return any;
 }
 
+// A 64-bit size in a parameter block.
+struct gk_size { uint lo; uint hi; };
+G_FN gk_i64 gk_size_i64(gk_size s) { return (gk_i64(s.hi) << 32) | gk_i64(s.lo); }
+
 // A float64 parameter: the sum of three floats, largest first.
 struct gk_wide { float a; float b; float c; };
 G_FN real gk_wide_real(gk_wide x) { return real(x.a) + (real(x.b) + real(x.c)); }

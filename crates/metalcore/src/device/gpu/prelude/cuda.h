@@ -187,6 +187,10 @@ G_FN v4 operator*(v4 a, v4 b) { return v4(a.x * b.x, a.y * b.y, a.z * b.z, a.w *
 G_FN v4 operator*(v4 a, real s) { return v4(a.x * s, a.y * s, a.z * s, a.w * s); }
 G_FN real v4_dot(v4 a, v4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
+// Words of 8 and 16 bytes.
+G_FN uint2 gk_uint2(uint a, uint b) { return make_uint2(a, b); }
+G_FN uint4 gk_uint4(uint a, uint b, uint c, uint d) { return make_uint4(a, b, c, d); }
+
 // N elements as they lie in memory, moved in accesses of up to 16 bytes
 template <typename T, uint N> struct __align__(N * sizeof(T) < 16 ? N * sizeof(T) : 16) gk_pack { T e[N]; };
 template <typename P> G_FN P gk_pack_once(const P* p) {  // evict first
@@ -297,3 +301,6 @@ G_FN void gk_tg_st4(real* p, uint i, v4 v) { *gk_at<4>(p, i) = gk_pack4<real>(v)
 
 // ---- relaxed atomics in device memory
 G_FN uint ga_add(uint* p, gk_i64 i, uint v) { return atomicAdd(p + i, v); }
+G_FN void ga_add(real* p, gk_i64 i, real v) { atomicAdd(p + i, v); }
+// A store that may meet others of the same value.
+template <typename T> G_FN void ga_put(T* p, gk_i64 i, T v) { p[i] = v; }

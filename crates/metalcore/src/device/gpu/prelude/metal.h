@@ -94,6 +94,9 @@ template <typename T> G_FN T gk_to(real x) { return T(x); }
 typedef float4 v4;
 struct v8 { v4 lo; v4 hi; };
 G_FN real v4_dot(v4 a, v4 b) { return dot(a, b); }
+// Words of 8 and 16 bytes.
+G_FN uint2 gk_uint2(uint a, uint b) { return uint2(a, b); }
+G_FN uint4 gk_uint4(uint a, uint b, uint c, uint d) { return uint4(a, b, c, d); }
 // 4 consecutive elements, at an address aligned to 4 of them
 template <typename T> G_FN v4 gk_ld4(device const T* p, gk_i64 i) { return v4(*(device const vec<T, 4>*)(p + i)); }
 template <typename T> G_FN void gk_st4(device T* p, gk_i64 i, v4 v) { *(device vec<T, 4>*)(p + i) = vec<T, 4>(v); }
@@ -124,3 +127,8 @@ G_FN void gk_tg_st4(threadgroup real* p, uint i, v4 v) { *(threadgroup v4*)(p + 
 G_FN uint ga_add(device uint* p, gk_i64 i, uint v) {
   return atomic_fetch_add_explicit((device atomic_uint*)(p + i), v, memory_order_relaxed);
 }
+G_FN void ga_add(device real* p, gk_i64 i, real v) {  // Metal 3
+  atomic_fetch_add_explicit((device atomic_float*)(p + i), v, memory_order_relaxed);
+}
+// A store that may meet others of the same value.
+template <typename T> G_FN void ga_put(device T* p, gk_i64 i, T v) { p[i] = v; }
