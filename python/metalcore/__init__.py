@@ -7,7 +7,6 @@ Every function follows PyTorch's conventions: any number of leading batch dimens
 from importlib.metadata import version as _version
 
 from . import config
-from .indexing import gather, index_select, scatter_add
 from ._linear_cross_entropy import fused_linear_cross_entropy
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .activations import (
@@ -25,6 +24,7 @@ from .adamw import MetalAdamW
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
 from .embedding_bag import MetalEmbeddingBag, embedding_bag
+from .indexing import gather, index_select, scatter_add
 from .kl_div import kl_div, kl_div_topk
 from .layer_norm import MetalLayerNorm, fused_add_layernorm, layer_norm
 from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides

@@ -96,13 +96,14 @@ def _index_select_formula(src: Tensor, dim: int, index: Tensor) -> Tensor:
 def _scatter_add_formula(dst: Tensor, index: Tensor, src: Tensor, dim: int) -> Tensor:
     index, wide = index.long(), _widened(dst)
     values = src.to(wide.dtype)
+    if values.shape != index.shape and index.numel():
+        # The corner of src that index covers; torch's derivative of it is not of the shape of src.
+        values = values[tuple(slice(0, n) for n in index.shape)]
     if not _on_host(dst):
         size = dst.shape[dim] if dst.ndim else 1
         if size == 0:
             return dst.clone()
         index, valid = _checked(index, size)
-        if src.shape != index.shape:  # torch takes the corner of src that index covers
-            values = values[tuple(slice(0, n) for n in index.shape)]
         values = torch.where(valid, values, 0)
     return torch.scatter_add(wide, dim, index, values).to(dst.dtype)
 
@@ -190,6 +191,11 @@ def _torchs(t: Tensor, index: Tensor) -> bool:
     return t.is_cpu and index.dtype is torch.int64 and t.dtype not in HALVES and not emulated
 
 
+def _torchs_slices(src: Tensor) -> bool:
+    """The same of index_select: 10^4 of 10^5, a cpu: 7 us, ours 16."""
+    return src.is_cpu and not emulated and (src.dtype not in HALVES or not needs_grad(src))
+
+
 def _take(src: Tensor, index: Tensor, dim: int) -> Tensor:
     if _transforms_active():
         return _gather_formula(src, index, dim)
@@ -227,9 +233,13 @@ def _select(src: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def _add(dst: Tensor, index: Tensor, src: Tensor, dim: int) -> Tensor:
-    # Sums of other types, and those whose order is to be fixed, are torch's.
-    fixed = torch.are_deterministic_algorithms_enabled() and not dst.is_cpu
-    if fixed or dst.dtype not in _SUMMED or _transforms_active():
+    # Sums of other types, and those whose order is to be fixed, are torch's. Those on a cpu that are faster so: 10^4 added to
+    # 10^5 of bfloat16 50 us, ours 80; 10^4 rows of 256 added to 10^5 160 ms, ours 77.
+    if dst.is_cpu and not emulated:
+        formula = dst.ndim < 2 or dst.dtype not in HALVES
+    else:
+        formula = torch.are_deterministic_algorithms_enabled() and not dst.is_cpu
+    if formula or dst.dtype not in _SUMMED or _transforms_active():
         return _scatter_add_formula(dst, index, src, dim)
     if _is_compiling():
         return _scatter_add(dst, index, src, dim)
@@ -303,7 +313,7 @@ def scatter_add(dst: Tensor, index: Tensor, src: Tensor, dim: int = 0) -> Tensor
     index out of range; on a GPU that element of src is left out.
     """
     try:
-        if _torchs(dst, index):
+        if _torchs(dst, index) and src.shape == index.shape:
             return torch.scatter_add(dst, dim, index, src)
         if index.dtype in _INDICES and src.dtype == dst.dtype:
             return _add(dst, index, src, dim)
@@ -323,7 +333,7 @@ def index_select(src: Tensor, dim: int, index: Tensor) -> Tensor:
     of range; on a GPU that slice is NaN (0 of integers) and gives no gradient.
     """
     try:
-        if _torchs(src, index):
+        if _torchs_slices(src):
             return torch.index_select(src, dim, index)
         return _select(src, dim, index)
     except _ERRORS as raised:

@@ -77,6 +77,18 @@ fn main() {
             }
         };
     }
-    bench_all!(adamw, rope, qr, rms_norm, softmax, cross_entropy, kl_div, layer_norm, activations, embedding_bag, indexing);
+    bench_all!(
+        adamw,
+        rope,
+        qr,
+        rms_norm,
+        softmax,
+        cross_entropy,
+        kl_div,
+        layer_norm,
+        activations,
+        embedding_bag,
+        indexing
+    );
     bench.criterion.final_summary();
 }

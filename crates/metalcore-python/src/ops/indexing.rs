@@ -96,8 +96,7 @@ where
     }
     let kind = host.known_index(op, "index", &index)?;
     let out = host.copy(&dst)?;
-    let [table, indexed, terms] =
-        [&out, &index, &src].map(|tensor| (host.shape(tensor), host.strides(tensor)));
+    let [table, indexed, terms] = [&out, &index, &src].map(|tensor| (host.shape(tensor), host.strides(tensor)));
     let indexing = Indexing::new(
         op,
         dim,

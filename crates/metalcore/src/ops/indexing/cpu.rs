@@ -18,15 +18,22 @@ impl Outside {
     fn new() -> Outside {
         Outside(OnceLock::new())
     }
-    /// The index, if it is in range.
+    /// The index less `low`, if that is less than `count`; notes one that is not less than `limit` either.
     #[inline(always)]
-    fn pick<I: IndexElement>(&self, index: I, limit: usize) -> Option<usize> {
+    fn pick<I: IndexElement>(&self, index: I, (low, count): (usize, usize), limit: usize) -> Option<usize> {
         let index: i64 = index.into();
-        if (index as u64) < limit as u64 {
+        let found = (index as usize).wrapping_sub(low);
+        if found < count {
             return Some(index as usize);
         }
-        self.0.get_or_init(|| index);
+        if index as u64 >= limit as u64 {
+            self.note(index);
+        }
         None
+    }
+    #[cold]
+    fn note(&self, index: i64) {
+        self.0.get_or_init(|| index);
     }
     fn result(self, op: &'static str, limit: usize) -> Result<()> {
         let expected = format!("0 to {}", limit as i64 - 1);
@@ -52,7 +59,8 @@ fn runs(dims: &[Dim], first: usize, mut count: usize, mut body: impl FnMut(Run, 
     }
     while count > 0 {
         let offset = |of: fn(&Dim) -> usize| dims.iter().zip(&at).map(|(dim, at)| of(dim) * at).sum();
-        let run = Run { table: offset(|dim| dim.table), index: offset(|dim| dim.index), values: offset(|dim| dim.values) };
+        let run =
+            Run { table: offset(|dim| dim.table), index: offset(|dim| dim.index), values: offset(|dim| dim.values) };
         let length = count.min(dims[0].size - at[0]);
         body(run, length);
         count -= length;
@@ -83,13 +91,21 @@ pub fn gather<W: Copy + Send + Sync, I: IndexElement>(
         runs(dims, *chunk * CHUNK, rest.len(), |run, length| {
             let (out, after) = std::mem::take(&mut rest).split_at_mut(length);
             rest = after;
-            if dim.index != 0 {
-                for (j, out) in out.iter_mut().enumerate() {
-                    if let Some(pick) = outside.pick(index[run.index + j * dim.index], *limit) {
+            let pick = |index: &I| outside.pick(*index, (0, *limit), *limit);
+            if dim.index == 1 {
+                let index = &index[run.index..run.index + length];
+                for (j, (out, index)) in out.iter_mut().zip(index).enumerate() {
+                    if let Some(pick) = pick(index) {
                         *out = src[run.table + j * dim.table + pick * step];
                     }
                 }
-            } else if let Some(pick) = outside.pick(index[run.index], *limit) {
+            } else if dim.index != 0 {
+                for (j, out) in out.iter_mut().enumerate() {
+                    if let Some(pick) = pick(&index[run.index + j * dim.index]) {
+                        *out = src[run.table + j * dim.table + pick * step];
+                    }
+                }
+            } else if let Some(pick) = pick(&index[run.index]) {
                 let from = run.table + pick * step;
                 if dim.table == 1 {
                     out.copy_from_slice(&src[from..from + length]);
@@ -142,24 +158,34 @@ where
     if indexing.total == 0 || out.is_empty() {
         return Ok(());
     }
+    let outside = Outside::new();
+    let call = Call { indexing, index, src, outside: &outside };
     if T::DTYPE == T::DTYPE.compute() {
         // SAFETY: T is its own compute type.
-        let sums = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };
-        return add(threads, indexing, index, src, sums);
+        let sums: &mut [T::Compute] = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };
+        call.add(threads, &Shared::new(sums), None);
+    } else {
+        let mut sums = vec![T::Compute::default(); out.len()];
+        if indexing.total < out.len() / FEW {
+            call.add(threads, &Shared::new(&mut sums), Some(&Shared::new(out)));
+        } else {
+            convert(threads, out, &mut sums);
+            call.add(threads, &Shared::new(&mut sums), None);
+            convert(threads, &sums, out);
+        }
     }
-    let mut sums = vec![T::Compute::default(); out.len()];
-    convert(threads, out, &mut sums);
-    add(threads, indexing, index, src, &mut sums)?;
-    convert(threads, &sums, out);
-    Ok(())
+    outside.result("scatter_add", indexing.limit)
 }
+
+/// One in so many elements of a tensor: fewer are widened and rounded one by one, with those that are added.
+const FEW: usize = 4;
 
 /// The share of a thread: a range of one dimension, and of the places that the index names.
 struct Part {
     dims: SmallVec<[Dim; 4]>,
     first: Run,
     low: usize,
-    high: usize,
+    count: usize,
 }
 
 /// Parts that add to different elements. Where no dimension but the index's own is there to divide, each part reads the
@@ -175,25 +201,28 @@ fn parts(indexing: &Indexing, count: usize) -> Vec<Part> {
             let mut dims = indexing.dims.clone();
             let Some((d, dim)) = divided else {
                 let (low, high) = bounds(indexing.limit, part);
-                return Part { dims, first: Run { table: 0, index: 0, values: 0 }, low, high };
+                return Part { dims, first: Run { table: 0, index: 0, values: 0 }, low, count: high - low };
             };
             let (from, to) = bounds(dim.size, part);
             dims[d].size = to - from;
             let first = Run { table: from * dim.table, index: from * dim.index, values: from * dim.values };
-            Part { dims, first, low: 0, high: indexing.limit }
+            Part { dims, first, low: 0, count: indexing.limit }
         })
         .collect()
 }
 
-/// Sums that threads add to, each to its own.
-struct Sums<C> {
+/// Elements that threads write, each its own.
+struct Shared<C> {
     first: *mut C,
     len: usize,
 }
-// SAFETY: handed to threads whose parts add to different elements.
-unsafe impl<C: Send> Sync for Sums<C> {}
+// SAFETY: handed to threads whose parts have different elements.
+unsafe impl<C: Send> Sync for Shared<C> {}
 
-impl<C> Sums<C> {
+impl<C> Shared<C> {
+    fn new(elements: &mut [C]) -> Shared<C> {
+        Shared { first: elements.as_mut_ptr(), len: elements.len() }
+    }
     /// # Safety
     /// Nobody else uses the elements meanwhile.
     #[expect(clippy::mut_from_ref, reason = "each element is one part's")]
@@ -205,39 +234,74 @@ impl<C> Sums<C> {
     }
 }
 
-fn add<T: Storage, I: IndexElement>(
-    threads: &Threads,
-    indexing: &Indexing,
-    index: &[I],
-    src: &[T],
-    sums: &mut [T::Compute],
-) -> Result<()> {
-    let (limit, step) = (indexing.limit, indexing.step);
-    let outside = Outside::new();
-    let sums = Sums { first: sums.as_mut_ptr(), len: sums.len() };
-    let mut parts = parts(indexing, threads.count());
-    threads.for_each_mut(&mut parts, 1, |part| {
+struct Call<'a, T, I> {
+    indexing: &'a Indexing,
+    index: &'a [I],
+    src: &'a [T],
+    outside: &'a Outside,
+}
+
+impl<T: Storage, I: IndexElement> Call<'_, T, I> {
+    /// sums += src. With `stored`, the sums that are added to begin as its elements, and are rounded to them.
+    fn add(&self, threads: &Threads, sums: &Shared<T::Compute>, stored: Option<&Shared<T>>) {
+        let mut parts = parts(self.indexing, threads.count());
+        threads.for_each_mut(&mut parts, 1, |part| {
+            if let Some(stored) = stored {
+                self.visit(part, |at, length, _, _| {
+                    // SAFETY: the elements are this part's.
+                    let (sums, stored) = unsafe { (sums.at(at, length), stored.at(at, length)) };
+                    sums.iter_mut().zip(stored).for_each(|(sum, stored)| *sum = T::Compute::get(*stored));
+                });
+            }
+            self.visit(part, |at, length, from, step| {
+                // SAFETY: the elements are this part's.
+                let sums = unsafe { sums.at(at, length) };
+                if length == 1 {
+                    sums[0] += T::Compute::get(self.src[from]);
+                } else if step == 1 {
+                    let terms = &self.src[from..from + length];
+                    sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += T::Compute::get(*term));
+                } else {
+                    let add = |(j, sum): (usize, &mut T::Compute)| *sum += T::Compute::get(self.src[from + j * step]);
+                    sums.iter_mut().enumerate().for_each(add);
+                }
+            });
+            if let Some(stored) = stored {
+                self.visit(part, |at, length, _, _| {
+                    // SAFETY: the elements are this part's.
+                    let (sums, stored) = unsafe { (sums.at(at, length), stored.at(at, length)) };
+                    stored.iter_mut().zip(sums).for_each(|(stored, sum)| *stored = sum.put());
+                });
+            }
+        });
+    }
+
+    /// Calls `body` with runs of neighbours in the table: where, how many, and where and how far apart in `src`.
+    #[inline(always)]
+    fn visit(&self, part: &Part, body: impl Fn(usize, usize, usize, usize)) {
+        let step = self.indexing.step;
         let (dim, total) = (part.dims[0], part.dims.iter().map(|dim| dim.size).product());
-        let mine = |index: I| outside.pick(index, limit).filter(|pick| (part.low..part.high).contains(pick));
+        let mine = |index: &I| self.outside.pick(*index, (part.low, part.count), self.indexing.limit);
         runs(&part.dims, 0, total, |run, length| {
             let table = part.first.table + run.table;
             let (at, values) = (part.first.index + run.index, part.first.values + run.values);
-            if dim.index != 0 || dim.table != 1 || dim.values != 1 {
-                for j in 0..length {
-                    if let Some(pick) = mine(index[at + j * dim.index]) {
-                        // SAFETY: the element is this part's.
-                        let sum = unsafe { sums.at(table + j * dim.table + pick * step, 1) };
-                        sum[0] += T::Compute::get(src[values + j * dim.values]);
+            if dim.index == 0 && dim.table == 1 {
+                if let Some(pick) = mine(&self.index[at]) {
+                    body(table + pick * step, length, values, dim.values);
+                }
+            } else if dim.index == 1 {
+                for (j, index) in self.index[at..at + length].iter().enumerate() {
+                    if let Some(pick) = mine(index) {
+                        body(table + j * dim.table + pick * step, 1, values + j * dim.values, 0);
                     }
                 }
-            } else if let Some(pick) = mine(index[at]) {
-                // SAFETY: the elements are this part's.
-                let sums = unsafe { sums.at(table + pick * step, length) };
-                for (sum, value) in sums.iter_mut().zip(&src[values..values + length]) {
-                    *sum += T::Compute::get(*value);
+            } else {
+                for j in 0..length {
+                    if let Some(pick) = mine(&self.index[at + j * dim.index]) {
+                        body(table + j * dim.table + pick * step, 1, values + j * dim.values, 0);
+                    }
                 }
             }
         });
-    });
-    outside.result("scatter_add", limit)
+    }
 }

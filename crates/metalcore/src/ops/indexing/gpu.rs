@@ -127,9 +127,8 @@ impl<D: Gpu> Run<ScatterAdd> for D {
         if indexing.total == 0 || *len == 0 {
             return Ok(());
         }
-        let pass = |pass, from, to| {
-            launch(self, &scatter_add_spec(*dtype, pass), (from, args.index, to), indexing, [0; 4])
-        };
+        let pass =
+            |pass, from, to| launch(self, &scatter_add_spec(*dtype, pass), (from, args.index, to), indexing, [0; 4]);
         if dtype.size() > 2 {
             return pass(Pass::Add, args.src, args.out);
         }

@@ -117,9 +117,8 @@ impl Indexing {
         if total == 0 {
             return Ok(indexing);
         }
-        let shape_of = |argument, got: &[usize], expected| {
-            Err(Error::argument(op, argument, format!("shape {got:?}"), expected))
-        };
+        let shape_of =
+            |argument, got: &[usize], expected| Err(Error::argument(op, argument, format!("shape {got:?}"), expected));
         if one(index) != rank {
             return shape_of("index", index.shape, format!("{} dimensions", table.shape.len()));
         }

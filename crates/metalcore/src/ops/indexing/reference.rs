@@ -6,7 +6,8 @@ pub fn places(table: &[usize], shape: &[usize], along: usize, index: &[i64]) -> 
     let place = |(element, index): (usize, &i64)| {
         let (mut rest, mut position, mut stride) = (element, 0, 1);
         for d in (0..shape.len()).rev() {
-            let here = if d == along { usize::try_from(*index).ok().filter(|i| *i < table[d])? } else { rest % shape[d] };
+            let here =
+                if d == along { usize::try_from(*index).ok().filter(|i| *i < table[d])? } else { rest % shape[d] };
             rest /= shape[d];
             position += here * stride;
             stride *= table[d];
