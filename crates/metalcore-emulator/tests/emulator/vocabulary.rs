@@ -94,6 +94,8 @@ fn expected_uints() -> Vec<[u32; 64]> {
         row(&|_| 1),
         row(&|_| 0),
         row(&|t| t % 32 + t / 32 * 100),
+        row(&|t| 3071 + 100 * t),
+        row(&|t| (1 << 31) + t / 2),
     ]
 }
 
@@ -109,7 +111,7 @@ fn words_are_right<R: Real>(library: &Library, schedule: Schedule) {
     let mut b = Memory::of(&bfloats);
     let mut out_reals = Memory::new::<R>(64 * reals.len());
     let mut out_uints = Memory::new::<u32>(64 * uints.len());
-    let mut shared = Memory::of(&[R::from_f64(before); 64]);
+    let mut shared = Memory::of(&[R::from_f64(before); 66]);
     let mut counter = Memory::of(&[0u32, 1]);
     let memory = &mut [&mut h, &mut b, &mut out_reals, &mut out_uints, &mut shared, &mut counter];
     let params = [n as u32, (s as f32).to_bits()];
@@ -130,6 +132,8 @@ fn words_are_right<R: Real>(library: &Library, schedule: Schedule) {
         assert_eq!(got, row, "uints, row {k}");
     }
     assert_eq!(counter.to::<u32>(), [0, 1 + 63 * 64 / 2]);
+    let added: [f64; 2] = [64, 65].map(|i| shared.to::<R>()[i].into());
+    assert_eq!(added, [before + 312.0, 2.5]);
     assert_eq!(stats.threadgroup_bytes as usize, 32 + 256 * size_of::<R>());
 }
 

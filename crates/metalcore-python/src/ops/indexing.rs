@@ -95,7 +95,8 @@ where
         return Err(Error::DType { op, argument: "src", got: got.to_string(), expected: dtype.to_string() });
     }
     let kind = host.known_index(op, "index", &index)?;
-    let out = host.copy(&dst)?;
+    let dense = host.is_contiguous(&dst);
+    let out = if dense { host.empty(&host.shape(&dst), dtype)? } else { host.copy(&dst)? };
     let [table, indexed, terms] = [&out, &index, &src].map(|tensor| (host.shape(tensor), host.strides(tensor)));
     let indexing = Indexing::new(
         op,
@@ -105,7 +106,9 @@ where
         Some(("src", Strided { shape: &terms.0, strides: &terms.1 })),
     )?;
     let problem = ScatterAdd { indexing, dtype, len: table.0.iter().product() };
-    let args = ScatterAddArgs { index: &host.buffer(&index), src: &host.buffer(&src), out: &host.buffer(&out) };
+    let [dst, out_buffer] = [&dst, &out].map(|tensor| host.buffer(tensor));
+    let (index, src) = (host.buffer(&index), host.buffer(&src));
+    let args = ScatterAddArgs { index: &index, src: &src, dst: dense.then_some(&dst), out: &out_buffer };
     host.device().run(&problem, args)?;
     Ok(out)
 }

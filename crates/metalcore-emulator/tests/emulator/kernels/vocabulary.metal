@@ -87,8 +87,14 @@ G_KERNEL(words, 64, IN(0, half, h), IN(1, bfloat, b), OUT(2, real, reals), OUT(3
   PUT(g_isnan(g_nan()) ? 1u : 0u);
   PUT(g_isnan(g_inf()) ? 1u : 0u);
   PUT(c.lane + 100u * c.sg + 1000u * c.grp);
+  const uint2 two = gk_uint2(t, 7u);
+  const uint4 four = gk_uint4(1u, two.y, two.x, 3u);
+  PUT(four.x + 10u * four.y + 100u * four.z + 1000u * four.w);
+  PUT(uint(gk_size_i64(gk_size{t, 3u}) >> 1));
 #undef PUT
   ga_add(counter, 1, t);
+  ga_add(shared, 64, x);
+  ga_put(shared, 65, gk_lit(2.5));
 }
 
 // y = 2 x through every vector word, a thread 16 elements; n is a multiple of 16.

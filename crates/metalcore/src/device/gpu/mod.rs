@@ -78,7 +78,7 @@ macro_rules! params {
                 concat!("struct ", $c_name, " { ", $($crate::params!(@c $type, stringify!($field)), "; ",)* "};\n");
             /// Its memory as 32-bit words.
             pub fn words(&self) -> Vec<u32> {
-                let mut words = Vec::with_capacity(32);
+                let mut words = Vec::with_capacity(64);
                 $($crate::device::gpu::Field::words(self.$field, &mut words);)*
                 words
             }

@@ -3,7 +3,7 @@
 use crate::{Bench, values};
 use half::bf16;
 use metalcore::device::Run;
-use metalcore::ops::indexing::{Gather, ScatterAdd, gather, scatter_add_};
+use metalcore::ops::indexing::{Gather, ScatterAdd, gather, scatter_add};
 use metalcore::{Element, Index, Tensor};
 
 /// Times them on one device.
@@ -24,8 +24,8 @@ fn shapes<T: Element, D: Run<Gather> + Run<ScatterAdd>>(bench: &mut Bench, devic
         bench.time(device, &name("gather"), count * (8 + 2 * size), || {
             gather(src.view(), 0, (&index, &[count]), Index::I64).map(drop)
         });
-        bench.time(device, &name("scatter_add"), count * (8 + 3 * size), || {
-            scatter_add_(&src, 0, &index, Index::I64, terms.view())
+        bench.time(device, &name("scatter_add"), count * (8 + 3 * size) + 2 * rows * size, || {
+            scatter_add(src.view(), 0, &index, Index::I64, terms.view()).map(drop)
         });
     }
 }

@@ -144,6 +144,12 @@ fn convert<G: Storage, H: Storage<Compute = G::Compute>>(threads: &Threads, from
     threads.for_each_mut(&mut chunks, 1, |(from, to)| dispatch(Convert { from, to }));
 }
 
+/// out := dst
+pub fn copy<T: Copy + Send + Sync>(threads: &Threads, dst: &[T], out: &mut [T]) {
+    let mut chunks: Vec<_> = dst.chunks(CHUNK).zip(out.chunks_mut(CHUNK)).collect();
+    threads.for_each_mut(&mut chunks, 1, |(dst, out)| out.copy_from_slice(dst));
+}
+
 /// out += src, where the index says, in its order.
 pub fn scatter_add<T: Storage, I: IndexElement>(
     threads: &Threads,

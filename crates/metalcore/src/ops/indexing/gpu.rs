@@ -1,24 +1,29 @@
 //! GPU form of gather, index_select and scatter_add: words, passes, how many groups.
 
-use super::{Gather, GatherArgs, Indexing, MOST_DIMS, ScatterAdd, ScatterAddArgs};
+use super::{Dim, Gather, GatherArgs, Indexing, MOST_DIMS, ScatterAdd, ScatterAddArgs};
 use crate::device::Run;
 use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
 use crate::error::Result;
 use crate::kernels::Unit;
 use crate::{DType, Index, params};
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 params! {
     /// As [`Indexing`], a dimension in each entry of the lists.
     Sizes as "indexing_params" {
         dims: u32, wide: u32, total: u64, limit: u64, step: u64, sizes: [u64; 6], table: [u64; 6], index: [u64; 6],
-        values: [u64; 6], missing: [u32; 4],
+        values: [u64; 6], missing: [u32; 4], copies: u32, words: u64, len: u64,
     }
 }
 
 static GATHER: Source = Source {
     file: "indexing/gather.metal",
     body: concat!(include_str!("place.metal"), include_str!("gather.metal")),
+    declarations: &[Sizes::DECLARATION],
+};
+static BEGIN: Source = Source {
+    file: "indexing/begin.metal",
+    body: concat!(include_str!("place.metal"), include_str!("begin.metal")),
     declarations: &[Sizes::DECLARATION],
 };
 static SCATTER_ADD: Source = Source {
@@ -31,17 +36,8 @@ static SCATTER_ADD: Source = Source {
 const THREADS: u32 = 256;
 /// INDEXING_AHEAD of place.metal.
 const AHEAD: usize = 4;
-
-/// What is done with the elements that the index names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pass {
-    /// Sums of 16-bit elements begin.
-    Begin,
-    /// Terms are added.
-    Add,
-    /// Sums are rounded.
-    Round,
-}
+/// Bytes of the widest word.
+const WORD: u32 = 16;
 
 fn gather_spec(bytes: usize) -> Spec {
     let word = match bytes {
@@ -59,32 +55,36 @@ fn gather_spec(bytes: usize) -> Spec {
     Spec { source: &GATHER, entry: "gather", threads: THREADS, defines }
 }
 
-fn scatter_add_spec(dtype: DType, pass: Pass) -> Spec {
+fn begin_spec(dtype: DType) -> Spec {
+    let defines = smallvec![
+        Define::Number("GK_F64", u32::from(dtype == DType::F64)),
+        Define::Word("SCATTER_T", dtype.kernel_word()),
+        Define::Number("SCATTER_PER_WORD", WORD / dtype.size() as u32),
+        Define::Number("GK_MIN_GROUPS", 4),
+    ];
+    Spec { source: &BEGIN, entry: "scatter_add_begin", threads: THREADS, defines }
+}
+
+fn scatter_add_spec(dtype: DType, round: bool) -> Spec {
     let (stored, sum) = (dtype.kernel_word(), dtype.compute().kernel_word());
-    let (from, to) = if pass == Pass::Round { (sum, stored) } else { (stored, sum) };
+    let (from, to) = if round { (sum, stored) } else { (stored, sum) };
     let defines = smallvec![
         Define::Number("GK_F64", u32::from(dtype == DType::F64)),
         Define::Word("SCATTER_FROM", from),
         Define::Word("SCATTER_TO", to),
-        Define::Number("SCATTER_PASS", pass as u32),
+        Define::Number("SCATTER_ROUND", u32::from(round)),
         Define::Number("GK_MIN_GROUPS", 4),
     ];
     Spec { source: &SCATTER_ADD, entry: "scatter_add", threads: THREADS, defines }
 }
 
-fn launch<D: Gpu>(
-    device: &D,
-    spec: &Spec,
-    (from, index, to): (&D::Buffer, &D::Buffer, &D::Buffer),
-    indexing: &Indexing,
-    missing: [u32; 4],
-) -> Result<()> {
-    let list = |of: fn(&super::Dim) -> usize| {
+fn sizes(indexing: &Indexing) -> Sizes {
+    let list = |of: fn(&Dim) -> usize| {
         let mut list = [0; MOST_DIMS];
         list.iter_mut().zip(&indexing.dims).for_each(|(entry, dim)| *entry = of(dim) as u64);
         list
     };
-    let sizes = Sizes {
+    Sizes {
         dims: indexing.dims.len() as u32,
         wide: u32::from(indexing.index == Index::I64),
         total: indexing.total as u64,
@@ -94,57 +94,86 @@ fn launch<D: Gpu>(
         table: list(|dim| dim.table),
         index: list(|dim| dim.index),
         values: list(|dim| dim.values),
-        missing,
-    };
+        missing: [0; 4],
+        copies: 0,
+        words: 0,
+        len: 0,
+    }
+}
+
+/// Groups for so many elements.
+fn groups(elements: usize) -> usize {
+    elements.div_ceil(THREADS as usize * AHEAD)
+}
+
+/// Launches a kernel; of an index there are two buffers, as int32 and as int64, and one of them is read.
+fn launch<D: Gpu>(device: &D, spec: &Spec, groups: usize, buffers: &[&D::Buffer], sizes: &Sizes) -> Result<()> {
     let words = sizes.words();
-    // The index as int32 and as int64: one of them is read.
-    let args = [Arg::Buffer(from), Arg::Buffer(index), Arg::Buffer(index), Arg::Buffer(to), Arg::Params(&words)];
-    device.launch(spec, indexing.total.div_ceil(THREADS as usize * AHEAD), &args)
+    let args: SmallVec<[Arg<'_, D::Buffer>; 8]> =
+        buffers.iter().copied().map(Arg::Buffer).chain([Arg::Params(&words)]).collect();
+    device.launch(spec, groups, &args)
 }
 
 impl<D: Gpu> Run<Gather> for D {
     fn run(&self, problem: &Gather, args: GatherArgs<'_, Self::Buffer>) -> Result<()> {
+        let GatherArgs { src, index, out } = args;
         if problem.indexing.total == 0 {
             return Ok(());
         }
-        let buffers = (args.src, args.index, args.out);
-        let mut bytes = 16;
+        let take = |indexing: &Indexing, bytes| {
+            let sizes = Sizes { missing: problem.missing, ..sizes(indexing) };
+            launch(self, &gather_spec(bytes), groups(indexing.total), &[src, index, index, out], &sizes)
+        };
+        let mut bytes = WORD as usize;
         while bytes > problem.bytes {
             let words = problem.indexing.in_words(bytes / problem.bytes);
-            let aligned = |buffer| self.aligned(buffer, bytes as u64);
-            if let Some(words) = words.filter(|_| aligned(args.src) && aligned(args.out)) {
-                return launch(self, &gather_spec(bytes), buffers, &words, problem.missing);
+            let aligned = || self.aligned(src, bytes as u64) && self.aligned(out, bytes as u64);
+            if let Some(words) = words.filter(|_| aligned()) {
+                return take(&words, bytes);
             }
             bytes /= 2;
         }
-        launch(self, &gather_spec(problem.bytes), buffers, &problem.indexing, problem.missing)
+        take(&problem.indexing, problem.bytes)
     }
 }
 
 impl<D: Gpu> Run<ScatterAdd> for D {
     fn run(&self, problem: &ScatterAdd, args: ScatterAddArgs<'_, Self::Buffer>) -> Result<()> {
+        let ScatterAddArgs { dst, index, src, out } = args;
         let ScatterAdd { indexing, dtype, len } = problem;
-        if indexing.total == 0 || *len == 0 {
+        if *len == 0 {
+            return Ok(());
+        }
+        let adds = groups(indexing.total);
+        let narrow = dtype.size() == 2;
+        let sums = if narrow && adds > 0 { Some(self.alloc(len * 4)?) } else { None };
+        let mut sizes = sizes(indexing);
+        if let Some(dst) = dst {
+            let per_word = WORD as usize / dtype.size();
+            let whole = self.aligned(dst, WORD.into()) && self.aligned(out, WORD.into());
+            let words = if whole { len / per_word } else { 0 };
+            let copies = groups(if whole { words } else { *len }).max(1);
+            sizes = Sizes { copies: copies as u32, words: words as u64, len: *len as u64, ..sizes };
+        }
+        let begun = if sums.is_some() { adds } else { 0 } + sizes.copies as usize;
+        if begun > 0 {
+            let (dst, sums) = (dst.unwrap_or(out), sums.as_ref().unwrap_or(out));
+            launch(self, &begin_spec(*dtype), begun, &[dst, dst, index, index, out, out, sums], &sizes)?;
+        }
+        if adds == 0 {
             return Ok(());
         }
         let pass =
-            |pass, from, to| launch(self, &scatter_add_spec(*dtype, pass), (from, args.index, to), indexing, [0; 4]);
-        if dtype.size() > 2 {
-            return pass(Pass::Add, args.src, args.out);
-        }
-        let sums = self.alloc(len * 4)?;
-        pass(Pass::Begin, args.out, &sums)?;
-        pass(Pass::Add, args.src, &sums)?;
-        pass(Pass::Round, &sums, args.out)
+            |round, from, to| launch(self, &scatter_add_spec(*dtype, round), adds, &[from, index, index, to], &sizes);
+        pass(false, src, sums.as_ref().unwrap_or(out))?;
+        sums.as_ref().map_or(Ok(()), |sums| pass(true, sums, out))
     }
 }
 
 /// Every word and every type.
 pub(crate) fn units() -> Vec<Unit> {
     let mut specs: Vec<Spec> = [1, 2, 4, 8, 16].map(gather_spec).into();
-    specs.extend(DType::ALL.map(|dtype| scatter_add_spec(dtype, Pass::Add)));
-    for dtype in [DType::F16, DType::BF16] {
-        specs.extend([Pass::Begin, Pass::Round].map(|pass| scatter_add_spec(dtype, pass)));
-    }
+    specs.extend(DType::ALL.iter().flat_map(|dtype| [begin_spec(*dtype), scatter_add_spec(*dtype, false)]));
+    specs.extend([DType::F16, DType::BF16].map(|dtype| scatter_add_spec(dtype, true)));
     specs.into_iter().map(Unit::everywhere).collect()
 }

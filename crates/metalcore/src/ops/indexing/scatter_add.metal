@@ -1,5 +1,5 @@
-// Pass 1: to += from where the index says, in any order. Where dst has 16 bits, float32 sums of the elements that are
-// added to begin as them (pass 0), and are rounded to them in the end (pass 2); equal indices store equal values then.
+// to += from where the index says, in any order; SCATTER_ROUND: to := from there, sums rounded to 16 bits; equal indices
+// store equal values.
 G_KERNEL(scatter_add, INDEXING_THREADS, IN(0, SCATTER_FROM, from), IN(1, int, narrow), IN(2, gk_i64, wide),
          IO(3, SCATTER_TO, to), PARAMS(4, indexing_params, p)) {
   const gk_ctx c = G_CTX();
@@ -8,14 +8,14 @@ G_KERNEL(scatter_add, INDEXING_THREADS, IN(0, SCATTER_FROM, from), IN(1, int, na
   indexing_places(first, narrow, wide, p, table, values);
   real value[INDEXING_AHEAD];
   G_UNROLL for (uint k = 0; k < INDEXING_AHEAD; ++k) {
-    if (table[k] >= 0) value[k] = gk_real(from[SCATTER_PASS == 1 ? values[k] : table[k]]);
+    if (table[k] >= 0) value[k] = gk_real(from[SCATTER_ROUND ? table[k] : values[k]]);
   }
   G_UNROLL for (uint k = 0; k < INDEXING_AHEAD; ++k) {
     if (table[k] >= 0) {
-#if SCATTER_PASS == 1
-      ga_add(to, table[k], value[k]);
-#else
+#if SCATTER_ROUND
       ga_put(to, table[k], gk_to<SCATTER_TO>(value[k]));
+#else
+      ga_add(to, table[k], value[k]);
 #endif
     }
   }
