@@ -192,7 +192,7 @@ def _torchs(t: Tensor, index: Tensor) -> bool:
 
 
 def _torchs_slices(src: Tensor) -> bool:
-    """The same of index_select: 10^4 of 10^5, a cpu: 7 us, ours 16."""
+    """The same of index_select: 10^4 elements of 10^5 take torch 7 us on a cpu, and us 16."""
     return src.is_cpu and not emulated and (src.dtype not in HALVES or not needs_grad(src))
 
 
@@ -233,8 +233,8 @@ def _select(src: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def _add(dst: Tensor, index: Tensor, src: Tensor, dim: int) -> Tensor:
-    # Sums of other types, and those whose order is to be fixed, are torch's. Those on a cpu that are faster so: 10^4 added to
-    # 10^5 of bfloat16 50 us, ours 80; 10^4 rows of 256 added to 10^5 160 ms, ours 77.
+    # Sums of other types, and those whose order is to be fixed, are torch's, and on a cpu those that are faster so: 10^4
+    # elements added to 10^5 of bfloat16 take 50 us, ours 80, but 10^4 rows of 256 added to 10^5 rows 160 ms, ours 77.
     if dst.is_cpu and not emulated:
         formula = dst.ndim < 2 or dst.dtype not in HALVES
     else:
@@ -253,7 +253,7 @@ def _refused(op: str, error: Exception, dim: Any, **tensors: Any) -> Exception:
     """The error of a call that torch refused: of the argument that is wrong, else (sizes that do not fit) in torch's words."""
     _refuse(op, dim, **tensors)
     meant = translate(error)
-    if meant is not error:
+    if str(meant).startswith(f"{op}: "):
         return meant
     kind = ValueError if isinstance(error, (RuntimeError, IndexError)) else type(error)
     return kind(f"{op}: {str(error).splitlines()[0]}")
@@ -278,8 +278,10 @@ def _refuse(op: str, dim: Any, **tensors: Any) -> None:
         raise TypeError(wrong(op, "src", f"dtype {tensors['src'].dtype}", f"{into.dtype}"))
     if op != "index_select" and max(index.ndim, 1) != rank:
         raise ValueError(wrong(op, "index", f"shape {list(index.shape)}", f"{into.ndim} dimensions"))
+    if not _on_host(into):
+        return  # looks at nothing that the GPU has
     size = into.shape[dim] if into.ndim else 1
-    outside = index[(index < 0) | (index >= size)] if _on_host(into) else index[:0]
+    outside = index[(index < 0) | (index >= size)]
     if outside.numel():
         raise IndexError(wrong(op, "index", f"index {int(outside[0])}", f"0 to {size - 1}"))
 
