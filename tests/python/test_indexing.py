@@ -107,6 +107,17 @@ def test_views_give_the_bits_of_their_contiguous_copies(device, dtype):
     index = torch.randint(5, (6, 5)).to(device).mT
     for call in (lambda s, i: metalcore.gather(s, i), lambda s, i: metalcore.index_select(s, 1, i[0])):
         assert same_bits(call(src, index), call(src.contiguous(), index.contiguous()))
+    flat, wide = src.flatten(), normal(40, device=device, dtype=dtype)
+    for first in range(1, 4):
+        for kind in (torch.int64, torch.int32):
+            index = torch.randint(20, (23,), dtype=kind).to(device)[first:]
+            apart = index.clone()
+            assert same_bits(metalcore.gather(flat[first:], index), metalcore.gather(flat[first:].clone(), apart))
+            once = torch.randperm(30).to(device, kind)[first:]  # in any order the sum is the same
+            args = (once - once.min(), wide[first : first + once.numel()])
+            want = metalcore.scatter_add(wide[first:].clone(), args[0].clone(), args[1].clone())
+            assert same_bits(metalcore.scatter_add(wide[first:], *args), want)
+    index = torch.randint(5, (6, 5)).to(device).mT
     if device.type == "cpu":  # elsewhere the order of a sum is not fixed
         want = metalcore.scatter_add(src.contiguous(), index.contiguous(), src.contiguous())
         assert same_bits(metalcore.scatter_add(src, index, src), want)

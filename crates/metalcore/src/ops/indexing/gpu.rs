@@ -106,7 +106,12 @@ fn groups(elements: usize) -> usize {
     elements.div_ceil(THREADS as usize * AHEAD)
 }
 
-/// Launches a kernel; of an index there are two buffers, as int32 and as int64, and one of them is read.
+/// What stands for the index as int64: the index, though it is of int32 and not read so, if it is aligned.
+fn as_wide<D: Gpu>(device: &D, index: &D::Buffer, indexing: &Indexing) -> Result<D::Buffer> {
+    let fits = indexing.index == Index::I64 || device.aligned(index, 8);
+    if fits { Ok(index.clone()) } else { device.alloc(8) }
+}
+
 fn launch<D: Gpu>(device: &D, spec: &Spec, groups: usize, buffers: &[&D::Buffer], sizes: &Sizes) -> Result<()> {
     let words = sizes.words();
     let args: SmallVec<[Arg<'_, D::Buffer>; 8]> =
@@ -120,9 +125,10 @@ impl<D: Gpu> Run<Gather> for D {
         if problem.indexing.total == 0 {
             return Ok(());
         }
+        let wide = as_wide(self, index, &problem.indexing)?;
         let take = |indexing: &Indexing, bytes| {
             let sizes = Sizes { missing: problem.missing, ..sizes(indexing) };
-            launch(self, &gather_spec(bytes), groups(indexing.total), &[src, index, index, out], &sizes)
+            launch(self, &gather_spec(bytes), groups(indexing.total), &[src, index, &wide, out], &sizes)
         };
         let mut bytes = WORD as usize;
         while bytes > problem.bytes {
@@ -145,26 +151,27 @@ impl<D: Gpu> Run<ScatterAdd> for D {
             return Ok(());
         }
         let adds = groups(indexing.total);
-        let narrow = dtype.size() == 2;
-        let sums = if narrow && adds > 0 { Some(self.alloc(len * 4)?) } else { None };
-        let mut sizes = sizes(indexing);
+        let sums = if dtype.size() == 2 && adds > 0 { Some(self.alloc(len * 4)?) } else { None };
+        let wide = &as_wide(self, index, indexing)?;
+        let (mut sizes, mut dst_words) = (sizes(indexing), out);
         if let Some(dst) = dst {
             let per_word = WORD as usize / dtype.size();
             let whole = self.aligned(dst, WORD.into()) && self.aligned(out, WORD.into());
             let words = if whole { len / per_word } else { 0 };
+            dst_words = if whole { dst } else { out };
             let copies = groups(if whole { words } else { *len }).max(1);
             sizes = Sizes { copies: copies as u32, words: words as u64, len: *len as u64, ..sizes };
         }
         let begun = if sums.is_some() { adds } else { 0 } + sizes.copies as usize;
         if begun > 0 {
             let (dst, sums) = (dst.unwrap_or(out), sums.as_ref().unwrap_or(out));
-            launch(self, &begin_spec(*dtype), begun, &[dst, dst, index, index, out, out, sums], &sizes)?;
+            launch(self, &begin_spec(*dtype), begun, &[dst, dst_words, index, wide, out, out, sums], &sizes)?;
         }
         if adds == 0 {
             return Ok(());
         }
         let pass =
-            |round, from, to| launch(self, &scatter_add_spec(*dtype, round), adds, &[from, index, index, to], &sizes);
+            |round, from, to| launch(self, &scatter_add_spec(*dtype, round), adds, &[from, index, wide, to], &sizes);
         pass(false, src, sums.as_ref().unwrap_or(out))?;
         sums.as_ref().map_or(Ok(()), |sums| pass(true, sums, out))
     }
