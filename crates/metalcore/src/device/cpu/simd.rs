@@ -101,6 +101,8 @@ pub trait Real:
     fn vmul<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// a / b
     fn vdiv<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// The smaller.
+    fn vmin<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// The larger.
     fn vmax<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// a * b + c
@@ -126,11 +128,18 @@ pub trait Real:
     /// The smaller; NaN where `a` is.
     #[inline(always)]
     fn at_most<S: Simd>(simd: S, a: Self::Vector<S>, most: Self::Vector<S>) -> Self::Vector<S> {
+        // Instructions for vectors give NaN, or the second operand, where one is NaN; those for one element the other.
+        if Self::lanes::<S>() > 1 {
+            return Self::vmin(simd, most, a);
+        }
         Self::select(simd, Self::less(simd, most, a), most, a)
     }
     /// The larger; NaN where `a` is.
     #[inline(always)]
     fn at_least<S: Simd>(simd: S, a: Self::Vector<S>, least: Self::Vector<S>) -> Self::Vector<S> {
+        if Self::lanes::<S>() > 1 {
+            return Self::vmax(simd, least, a);
+        }
         Self::select(simd, Self::less(simd, a, least), least, a)
     }
     /// Sum of the lanes, in a fixed order.
@@ -260,7 +269,7 @@ macro_rules! real {
 real! {
     f32, u32, f32s, m32s, F32_LANES, bias 127, mantissa 23;
     unary { vsqrt = sqrt_f32s, vabs = abs_f32s }
-    binary { vadd = add_f32s, vsub = sub_f32s, vmul = mul_f32s, vdiv = div_f32s, vmax = max_f32s }
+    binary { vadd = add_f32s, vsub = sub_f32s, vmul = mul_f32s, vdiv = div_f32s, vmin = min_f32s, vmax = max_f32s }
     ternary { mul_add = mul_add_e_f32s, neg_mul_add = negate_mul_add_e_f32s }
     reduction { sum = reduce_sum_f32s, largest = reduce_max_f32s }
     quadruples { from_quadruples = deinterleave_shfl_f32s, to_quadruples = interleave_shfl_f32s }
@@ -270,7 +279,7 @@ real! {
 real! {
     f64, u64, f64s, m64s, F64_LANES, bias 1023, mantissa 52;
     unary { vsqrt = sqrt_f64s, vabs = abs_f64s }
-    binary { vadd = add_f64s, vsub = sub_f64s, vmul = mul_f64s, vdiv = div_f64s, vmax = max_f64s }
+    binary { vadd = add_f64s, vsub = sub_f64s, vmul = mul_f64s, vdiv = div_f64s, vmin = min_f64s, vmax = max_f64s }
     ternary { mul_add = mul_add_e_f64s, neg_mul_add = negate_mul_add_e_f64s }
     reduction { sum = reduce_sum_f64s, largest = reduce_max_f64s }
     quadruples { from_quadruples = deinterleave_shfl_f64s, to_quadruples = interleave_shfl_f64s }

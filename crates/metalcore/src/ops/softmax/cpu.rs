@@ -35,9 +35,12 @@ impl<T: Storage> WithSimd for ForwardRows<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let ForwardRows { x, y, terms, streamed } = self;
-        for (x, y) in x.chunks_exact(terms.len()).zip(y.chunks_exact_mut(terms.len())) {
+        let mut rows = x.chunks_exact(terms.len()).peekable();
+        for y in y.chunks_exact_mut(terms.len()) {
+            let x = rows.next().expect("x is as long as y");
+            let next = rows.peek().copied().unwrap_or(x);
             let largest = largest(simd, x);
-            let factor = T::Compute::ONE / exponentials(simd, x, largest, terms);
+            let factor = T::Compute::ONE / exponentials(simd, x, largest, terms, next);
             if streamed {
                 scale::<T, S, true>(simd, terms, factor, y);
             } else {
@@ -73,9 +76,15 @@ fn largest<T: Storage, S: Simd>(simd: S, x: &[T]) -> T::Compute {
     largest
 }
 
-/// terms := e^(x - largest); their sum.
+/// terms := e^(x - largest); their sum. Asks for the row that is `next`: computing leaves the memory idle.
 #[inline(always)]
-fn exponentials<T: Storage, S: Simd>(simd: S, x: &[T], largest: T::Compute, terms: &mut [T::Compute]) -> T::Compute {
+fn exponentials<T: Storage, S: Simd>(
+    simd: S,
+    x: &[T],
+    largest: T::Compute,
+    terms: &mut [T::Compute],
+    next: &[T],
+) -> T::Compute {
     let lanes = T::Compute::lanes::<S>();
     let largest = T::Compute::splat(simd, largest);
     let rest = x.len() / lanes * lanes..;
@@ -89,6 +98,7 @@ fn exponentials<T: Storage, S: Simd>(simd: S, x: &[T], largest: T::Compute, term
         #[inline(always)]
         |j, sum| {
             let at = j * lanes..(j + 1) * lanes;
+            stream::prefetch(&next[at.start]);
             let shifted = T::Compute::vsub(simd, T::Compute::load(simd, &x[at.clone()]), largest);
             let term = T::Compute::vexp(simd, shifted);
             T::Compute::store(simd, term, &mut terms[at]);
@@ -141,21 +151,29 @@ impl<T: Storage> WithSimd for &mut BackwardRows<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let rows = self.y.chunks_exact(self.cols).zip(self.dy.chunks_exact(self.cols));
-        for ((y, dy), dx) in rows.zip(self.dx.chunks_exact_mut(self.cols)) {
+        let mut rows = self.y.chunks_exact(self.cols).zip(self.dy.chunks_exact(self.cols)).peekable();
+        for dx in self.dx.chunks_exact_mut(self.cols) {
+            let (y, dy) = rows.next().expect("y and dy are as long as dx");
+            let next = rows.peek().copied().unwrap_or((y, dy));
             if self.streamed {
-                row_gradient::<T, S, true>(simd, y, dy, dx);
+                row_gradient::<T, S, true>(simd, y, dy, dx, next);
             } else {
-                row_gradient::<T, S, false>(simd, y, dy, dx);
+                row_gradient::<T, S, false>(simd, y, dy, dx, next);
             }
         }
         stream::finish();
     }
 }
 
-/// dx := y (dy - sum(y dy))
+/// dx := y (dy - sum(y dy)). Asks for the rows of y and dy that are `next`.
 #[inline(always)]
-fn row_gradient<T: Storage, S: Simd, const STREAMED: bool>(simd: S, y: &[T], dy: &[T], dx: &mut [T]) {
+fn row_gradient<T: Storage, S: Simd, const STREAMED: bool>(
+    simd: S,
+    y: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    next: (&[T], &[T]),
+) {
     let lanes = T::Compute::lanes::<S>();
     let whole = y.len() / lanes;
     let rest = whole * lanes..;
@@ -174,6 +192,8 @@ fn row_gradient<T: Storage, S: Simd, const STREAMED: bool>(simd: S, y: &[T], dy:
     let dot = T::Compute::splat(simd, dot);
     for j in 0..whole {
         let at = j * lanes..(j + 1) * lanes;
+        stream::prefetch(&next.0[at.start]);
+        stream::prefetch(&next.1[at.start]);
         let (y, dy) = (T::Compute::load(simd, &y[at.clone()]), T::Compute::load(simd, &dy[at.clone()]));
         let gradient = T::Compute::vmul(simd, y, T::Compute::vsub(simd, dy, dot));
         if STREAMED {

@@ -8,8 +8,8 @@ use super::{MOST_LANES, Real, Simd};
 const SHIFT_F32: f32 = 12_582_912.0 + 127.0;
 const SHIFT_F64: f64 = 6_755_399_441_055_744.0 + 1023.0;
 
-/// (e^r - 1 - r) / r^2, by interpolation in Chebyshev points: within 2^-28.
-const POLYNOMIAL_F32: [f32; 5] = [0.5, 1.666_657_6e-1, 4.166_655_2e-2, 8.363_233e-3, 1.392_625e-3];
+/// e^r, from r^2 on by interpolation in Chebyshev points: within 2^-28.
+const POLYNOMIAL_F32: [f32; 7] = [1.0, 1.0, 0.5, 1.666_657_6e-1, 4.166_655_2e-2, 8.363_233e-3, 1.392_625e-3];
 /// 2^f, likewise.
 const POLYNOMIAL_2_F32: [f32; 7] =
     [1.0, 6.931_472e-1, 2.402_265e-1, 5.550_357e-2, 9.618_083e-3, 1.339_086_3e-3, 1.545_316_3e-4];
@@ -71,8 +71,7 @@ pub fn exp_f32<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let n = simd.sub_f32s(shifted, simd.splat_f32s(SHIFT_F32));
     let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-0.693_359_4), x);
     let r = simd.mul_add_e_f32s(n, simd.splat_f32s(2.121_944_4e-4), r);
-    let p = polynomial::<f32, S, 5>(simd, r, &POLYNOMIAL_F32);
-    let p = simd.add_f32s(simd.mul_add_e_f32s(simd.mul_f32s(r, r), p, r), simd.splat_f32s(1.0));
+    let p = polynomial::<f32, S, 7>(simd, r, &POLYNOMIAL_F32);
     simd.mul_f32s(p, power_f32(simd, shifted))
 }
 

@@ -1,13 +1,14 @@
 //! Stored elements and their conversion to and from the types that are computed in.
 //!
-//! The conversions are arithmetic on bits, element by element: the compiler makes vectors of them inside a kernel. Only
-//! float16 has instructions worth a special case, on AVX-512.
+//! The conversions are arithmetic on bits, element by element, which the compiler makes vectors of inside small kernels.
+//! On AVX-512 they are written in vectors: float16 has instructions of its own, and in large kernels the compiler leaves
+//! those of bfloat16 as they are, at twice the time.
 
 use super::{Real, Simd};
 use crate::dtype::Element;
 use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
-use {pulp::bytemuck::cast, pulp::x86::V4, std::any::Any};
+use {pulp::bytemuck::cast, pulp::x86::V4, std::any::Any, std::arch::x86_64::__m512i};
 
 /// An element as stored: it is widened to [`Storage::Compute`], computed with, and rounded once, to nearest even.
 pub trait Storage: Element {
@@ -166,6 +167,45 @@ impl Storage for bf16 {
     fn round_f64(value: f64) -> bf16 {
         bf16::from_f32(f32_rounded_to_odd(value))
     }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn load_f32<S: Simd>(simd: S, values: &[bf16]) -> S::f32s {
+        if let Some(v4) = (&simd as &dyn Any).downcast_ref::<V4>() {
+            let mut bits = [0; 16];
+            for lane in 0..16 {
+                bits[lane] = values[lane].to_bits();
+            }
+            return cast(v4.avx512f._mm512_slli_epi32::<16>(v4.avx512f._mm512_cvtepu16_epi32(cast(bits))));
+        }
+        let mut wide = [0.0; MOST_F32_LANES];
+        for lane in 0..S::F32_LANES {
+            wide[lane] = values[lane].to_f32();
+        }
+        S::as_simd_f32s(&wide[..S::F32_LANES]).0[0]
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn store_f32<S: Simd>(simd: S, vector: S::f32s, values: &mut [bf16]) {
+        if let Some(V4 { avx512f: v, .. }) = (&simd as &dyn Any).downcast_ref::<V4>() {
+            let wide: __m512i = cast(vector);
+            let high = v._mm512_srli_epi32::<16>(wide);
+            let odd = v._mm512_and_si512(high, v._mm512_set1_epi32(1));
+            let half = v._mm512_add_epi32(odd, v._mm512_set1_epi32(0x7fff));
+            let rounded = v._mm512_srli_epi32::<16>(v._mm512_add_epi32(wide, half));
+            let nan = v._mm512_cmp_ps_mask::<UNORDERED>(cast(wide), cast(wide));
+            let narrow = v._mm512_mask_or_epi32(rounded, nan, high, v._mm512_set1_epi32(0x40));
+            let bits: [u16; 16] = cast(v._mm512_cvtepi32_epi16(narrow));
+            for lane in 0..16 {
+                values[lane] = bf16::from_bits(bits[lane]);
+            }
+            return;
+        }
+        let mut wide = [0.0; MOST_F32_LANES];
+        S::as_mut_simd_f32s(&mut wide[..S::F32_LANES]).0[0] = vector;
+        for lane in 0..S::F32_LANES {
+            values[lane] = <bf16 as Storage>::from_f32(wide[lane]);
+        }
+    }
 }
 
 impl Storage for f16 {
@@ -233,6 +273,8 @@ impl Storage for f16 {
 }
 #[cfg(target_arch = "x86_64")]
 const NEAREST_EVEN: i32 = std::arch::x86_64::_MM_FROUND_TO_NEAREST_INT;
+#[cfg(target_arch = "x86_64")]
+const UNORDERED: i32 = std::arch::x86_64::_CMP_UNORD_Q;
 
 #[cfg(test)]
 mod tests {

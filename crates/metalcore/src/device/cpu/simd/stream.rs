@@ -14,7 +14,29 @@ const STREAMED_BYTES: usize = 8 << 20;
 /// Whether to stream results to `rows` of `cols` values: if they are large, and each row starts on a cache line.
 pub fn wanted<T>(rows: &[T], cols: usize) -> bool {
     let whole_lines = (cols * size_of::<T>()).is_multiple_of(64) && rows.as_ptr().align_offset(64) == 0;
-    cfg!(target_arch = "x86_64") && whole_lines && size_of_val(rows) >= STREAMED_BYTES
+    cfg!(target_arch = "x86_64") && whole_lines && size_of_val(rows) >= STREAMED_BYTES && resident(rows)
+}
+
+/// Whether memory has been written before, by its page in the middle. The system zeroes a new page when it is first
+/// written: then the lines are in the caches, and streaming takes longer.
+fn resident<T>(values: &[T]) -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        unsafe extern "C" {
+            fn mincore(page: *mut std::ffi::c_void, bytes: usize, found: *mut u8) -> i32;
+        }
+        const PAGE: usize = 4096;
+        let middle = std::ptr::from_ref(&values[values.len() / 2]).cast_mut();
+        let mut found = 1;
+        // SAFETY: asks about a page that the values reach into; one byte is written for it.
+        unsafe { mincore(middle.cast::<u8>().wrapping_sub(middle.addr() % PAGE).cast(), 1, &mut found) };
+        found & 1 == 1
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    {
+        let _ = values;
+        true
+    }
 }
 
 /// As [`Real::store`], past the caches if the place is aligned to the register's stored size. Call [`finish`] after the
