@@ -540,12 +540,9 @@ impl HalfGelu {
     /// Phi(-a) and e^(-a^2 / 2).
     #[inline(always)]
     fn normal<C: Tail, S: Simd>(simd: S, a: C::Vector<S>) -> (C::Vector<S>, C::Vector<S>) {
-        /// Phi(-a) exp(a^2 / 2) / s as a polynomial in s = 1 / (a + 3.5).
-        const COEFFICIENTS: [f64; 6] =
-            [4.057_389_457e-1, 1.121_632_362, 8.795_129_797, -2.092_095_966e1, 1.687_291_044e2, -1.736_450_616e2];
         let e = C::vexp2(simd, C::vmul(simd, C::vmul(simd, a, a), constant::<C, S>(simd, -0.5 * LOG2_E)));
         let s = C::vdiv(simd, C::splat(simd, C::ONE), C::vadd(simd, a, constant::<C, S>(simd, 3.5)));
-        let p = polynomial::<C, S, 6>(simd, s, &COEFFICIENTS.map(C::from_f64));
+        let p = polynomial::<C, S, 6>(simd, s, &C::OF_HALF);
         (C::vmul(simd, C::vmul(simd, e, s), p), e)
     }
 }
@@ -571,12 +568,15 @@ impl Curve for HalfGelu {
 pub trait Tail: Real {
     /// k.
     const CENTRE: f64;
+    /// Phi(-a) exp(a^2 / 2) / s as a polynomial in s = 1 / (a + 3.5), for 16-bit values.
+    const OF_HALF: [Self; 6];
     /// The polynomial.
     fn mills<S: Simd>(simd: S, t: Self::Vector<S>) -> Self::Vector<S>;
 }
 
 impl Tail for f32 {
     const CENTRE: f64 = 3.0;
+    const OF_HALF: [f32; 6] = [0.405_738_95, 1.121_632_4, 8.795_13, -20.920_96, 168.729_1, -173.645_06];
     #[inline(always)]
     fn mills<S: Simd>(simd: S, t: S::f32s) -> S::f32s {
         #[allow(clippy::excessive_precision, reason = "nine digits name a float32, seventeen a float64")]
@@ -597,6 +597,7 @@ impl Tail for f32 {
 
 impl Tail for f64 {
     const CENTRE: f64 = 6.0;
+    const OF_HALF: [f64; 6] = [0.405_738_95, 1.121_632_4, 8.795_13, -20.920_96, 168.729_1, -173.645_06];
     #[inline(always)]
     fn mills<S: Simd>(simd: S, t: S::f64s) -> S::f64s {
         #[allow(clippy::excessive_precision, reason = "nine digits name a float32, seventeen a float64")]

