@@ -148,6 +148,7 @@ def test_an_interrupted_run_keeps_the_tables_before(tmp_path, monkeypatch, capsy
     selectors = [tiny_selector(), tiny_selector(interrupt, name="adamw"), tiny_selector()]
     monkeypatch.setattr(cli, "choose_selectors", lambda options: selectors)
     monkeypatch.setattr(runner, "plan_of", lambda context: timing.LITE)
+    monkeypatch.setattr(cli, "check_settings", lambda lite: None)
     path = tmp_path / "interrupted.jsonl"
     assert main(["--device", "cpu", "--json", str(path)], folder=tmp_path) == 130
     [record] = [json.loads(line) for line in path.read_text().splitlines()]
