@@ -84,6 +84,11 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(*output[1:])
 
 
+def _few(bags: Any) -> bool:
+    """Not in compiled code, which would be compiled anew for another number of them."""
+    return isinstance(bags, int) and bags <= _FEW_BAGS
+
+
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple:
     weight, indices, offsets, samples, scale, largest = ctx.saved_tensors
     weight_grad, samples_grad = ctx.needs_input_grad[0], ctx.samples_grad and ctx.needs_input_grad[3]
@@ -91,7 +96,8 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple:
     if needs_grad(dy, weight, samples):
         dw, d_samples = _backward_formula(dy, weight, indices, offsets, samples, scale, largest, options)
     else:
-        if not weight_grad or (options[1] == MODES["max"] and dy.shape[0] <= _FEW_BAGS and (emulated or not dy.is_cpu)):
+        few = ctx.options[0] == MODES["max"] and (emulated or not dy.is_cpu) and _few(dy.shape[0])
+        if few or not weight_grad:
             keys = order = indices.new_empty((0,))
         else:
             keys, order = torch.sort(indices, stable=True)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._errors import translate, wrong
 from ._operators import HALVES, emulated, needs_grad, same_device, takes_metal
@@ -18,6 +19,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 _INDICES = (torch.int32, torch.int64)
 _SUMMED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_MOST_DIMS = 6
 _ERRORS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError)
 
 
@@ -65,9 +67,7 @@ def _missing(t: Tensor) -> Any:
 
 
 def _gather_formula(src: Tensor, index: Tensor, dim: int) -> Tensor:
-    index = index.long()
-    # The derivative is a sum.
-    wide = _widened(src) if needs_grad(src) else src
+    index, wide = index.long(), _widened(src)  # the derivative is a sum
     if _on_host(src):
         return torch.gather(wide, dim, index).to(src.dtype)
     size = src.shape[dim] if src.ndim else 1
@@ -78,7 +78,7 @@ def _gather_formula(src: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 def _index_select_formula(src: Tensor, dim: int, index: Tensor) -> Tensor:
-    wide = _widened(src) if needs_grad(src) else src
+    wide = _widened(src)
     if _on_host(src):
         return torch.index_select(wide, dim, index).to(src.dtype)
     rank = max(src.ndim, 1)
@@ -96,6 +96,8 @@ def _index_select_formula(src: Tensor, dim: int, index: Tensor) -> Tensor:
 def _scatter_add_formula(dst: Tensor, index: Tensor, src: Tensor, dim: int) -> Tensor:
     index, wide = index.long(), _widened(dst)
     values = src.to(wide.dtype)
+    if values.ndim != index.ndim and values.numel() == index.numel() == 1:
+        values = values.reshape(index.shape)  # one of them without dimensions
     if values.shape != index.shape and index.numel():
         # The corner of src that index covers; torch's derivative of it is not of the shape of src.
         values = values[tuple(slice(0, n) for n in index.shape)]
@@ -153,9 +155,13 @@ def _scatter_add_context(ctx: Any, inputs: tuple, output: Any) -> None:
 def _scatter_add_backward(ctx: Any, dy: Tensor) -> tuple:
     (index,) = ctx.saved_tensors
     d_src = None
-    if ctx.needs_input_grad[2]:
+    if ctx.needs_input_grad[2] and not index.numel():
+        d_src = dy.new_zeros(ctx.shape)
+    elif ctx.needs_input_grad[2]:
         d_src = _take_back(dy, index, ctx.dim)
-        if d_src.shape != ctx.shape:  # the corner of src that index covers
+        if d_src.ndim != len(ctx.shape):  # one of them without dimensions
+            d_src = d_src.reshape(ctx.shape)
+        elif d_src.shape != ctx.shape:  # the corner of src that index covers
             padding = [n for size, taken in zip(reversed(ctx.shape), reversed(d_src.shape)) for n in (0, size - taken)]
             d_src = F.pad(d_src, padding)
     return dy if ctx.needs_input_grad[0] else None, None, d_src, None
@@ -196,8 +202,14 @@ def _torchs_slices(src: Tensor) -> bool:
     return src.is_cpu and not emulated and (src.dtype not in HALVES or not needs_grad(src))
 
 
+def _composed(t: Tensor, index: Tensor) -> bool:
+    """Whether the call is made of torch's operators: for transforms and forward-mode derivatives, which know them, and for
+    more dimensions than the kernels take."""
+    return _transforms_active() or forward_ad._current_level >= 0 or t.ndim > _MOST_DIMS or index.ndim > _MOST_DIMS
+
+
 def _take(src: Tensor, index: Tensor, dim: int) -> Tensor:
-    if _transforms_active():
+    if _composed(src, index):
         return _gather_formula(src, index, dim)
     if _is_compiling():
         return _gather(src, index, dim)
@@ -209,7 +221,7 @@ def _take(src: Tensor, index: Tensor, dim: int) -> Tensor:
 
 def _take_back(dy: Tensor, index: Tensor, dim: int) -> Tensor:
     """`gather`, with 0 for an index out of range."""
-    if dy.dtype not in _SUMMED:
+    if dy.dtype not in _SUMMED or _composed(dy, index):
         index = index.long()
         index, valid = _checked(index, dy.shape[dim] if dy.ndim else 1)
         return torch.where(valid, torch.gather(dy, dim, index), 0)
@@ -222,7 +234,7 @@ def _take_back(dy: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 def _select(src: Tensor, dim: int, index: Tensor) -> Tensor:
-    if _transforms_active():
+    if _composed(src, index):
         return _index_select_formula(src, dim, index)
     if _is_compiling():
         return _index_select(src, dim, index)
@@ -239,7 +251,7 @@ def _add(dst: Tensor, index: Tensor, src: Tensor, dim: int) -> Tensor:
         formula = dst.ndim < 2 or dst.dtype not in HALVES
     else:
         formula = torch.are_deterministic_algorithms_enabled() and not dst.is_cpu
-    if formula or dst.dtype not in _SUMMED or _transforms_active():
+    if formula or dst.dtype not in _SUMMED or _composed(dst, index):
         return _scatter_add_formula(dst, index, src, dim)
     if _is_compiling():
         return _scatter_add(dst, index, src, dim)
@@ -253,7 +265,7 @@ def _refused(op: str, error: Exception, dim: Any, **tensors: Any) -> Exception:
     """The error of a call that torch refused: of the argument that is wrong, else (sizes that do not fit) in torch's words."""
     _refuse(op, dim, **tensors)
     meant = translate(error)
-    if str(meant).startswith(f"{op}: "):
+    if meant is not error or isinstance(error, (NotImplementedError, torch.OutOfMemoryError)):
         return meant
     kind = ValueError if isinstance(error, (RuntimeError, IndexError)) else type(error)
     return kind(f"{op}: {str(error).splitlines()[0]}")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import EMULATED, ERROR_TEXT, Unchanged, assert_within, exact, gamma, normal, rho, same_bits
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.complex64, torch.complex128)
 
@@ -268,3 +268,69 @@ def test_wrong_calls_name_the_argument(device, op, args, kind, argument):
         getattr(metalcore, op)(*args)
     assert type(error.value) is kind
     assert re.search(ERROR_TEXT.format(op=op, argument=argument), str(error.value)), str(error.value)
+
+
+def test_any_number_of_dimensions(device, dtype):
+    src = normal(*(3,) * 7, device=device, dtype=dtype)
+    index = torch.randint(3, (2,) * 7).to(device)
+    assert same_bits(metalcore.gather(src, index, 3), torch.gather(src, 3, index))
+    turned = src.permute(6, 5, 4, 3, 2, 1, 0)
+    flat = torch.tensor([2, 0], device=device)
+    assert same_bits(metalcore.index_select(turned, 2, flat), torch.index_select(turned, 2, flat))
+    narrow = src[(slice(0, 2),) * 7]
+    found = metalcore.scatter_add(torch.zeros_like(src), index, narrow, 3)
+    sums = torch.zeros_like(src, dtype=torch.float64)
+    want, size = (sums.scatter_add(3, index, terms.double()).numpy(force=True) for terms in (narrow, narrow.abs()))
+    assert_within("scatter_add", found, want, rho(dtype) * abs(want) + 2 * gamma(2, dtype) * size)
+
+
+@pytest.mark.parametrize("index_shape, src_shape", [((1,), ()), ((), (1,))], ids=str)
+def test_no_dimension_counts_as_one_of_one_element(device, dtype, index_shape, src_shape):
+    dst, src = torch.zeros(3, device=device, dtype=dtype), torch.full(src_shape, 2.0, device=device, dtype=dtype)
+    index = torch.ones(index_shape, device=device, dtype=torch.int64)
+    src.requires_grad_()
+    out = metalcore.scatter_add(dst, index, src)
+    assert out.tolist() == [0, 2, 0]
+    out.sum().backward()
+    assert src.grad.shape == src.shape and src.grad.sum() == 1
+
+
+def test_forward_derivatives_are_kept(device):
+    x, t = (normal(5, 4, device=device, dtype=torch.float32) for _ in range(2))
+    index = torch.randint(5, (3, 4)).to(device)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, t)
+        got = forward_ad.unpack_dual(metalcore.gather(dual, index.int())).tangent
+        sums = forward_ad.unpack_dual(metalcore.scatter_add(dual, index, dual[:3])).tangent
+    assert torch.equal(got, torch.gather(t, 0, index))
+    assert torch.allclose(sums, torch.scatter_add(t, 0, index, t[:3]))
+
+
+def test_gradients_of_half_types_are_sums_in_float32_under_transforms(device):
+    x = torch.zeros(1, 4, device=device, dtype=torch.bfloat16)
+    index = torch.zeros(300, dtype=torch.int64, device=device)
+
+    def total(s):
+        return torch.func.vmap(lambda row: metalcore.gather(row, index).float().sum())(s).sum()
+
+    assert torch.func.grad(total)(x)[0, 0] == 300
+
+
+def test_an_index_into_nothing_is_out_of_range(device, dtype):
+    dst, src = torch.empty(0, 4, device=device, dtype=dtype), torch.ones(2, 4, device=device, dtype=dtype)
+    index = torch.zeros(2, 4, device=device, dtype=torch.int64)
+    if device.type == "cpu" and not EMULATED:
+        with pytest.raises(IndexError, match="scatter_add: index: got index 0"):
+            metalcore.scatter_add(dst, index, src)
+    else:
+        assert metalcore.scatter_add(dst, index, src).shape == dst.shape
+
+
+def test_errors_that_are_no_ones_argument_keep_their_class(device, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(metalcore.indexing, "_take", full)
+    src = torch.ones(4, device=device, dtype=torch.bfloat16)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        metalcore.gather(src, torch.zeros(2, dtype=torch.int32, device=device))

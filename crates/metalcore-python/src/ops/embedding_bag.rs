@@ -8,8 +8,7 @@ use metalcore::{DType, Error, Index, Result};
 
 /// `mode`: 0 sum, 1 mean, 2 max; `padding_idx` -1: none. `largest` is empty but for a maximum. The backward operator takes
 /// the indices sorted (`keys`), and where each was (`order`); they may be empty without `weight_grad`, and on a GPU for a
-/// maximum, and the weight is
-/// needed for `samples_grad` alone. What is not asked for is returned empty.
+/// maximum. The weight is needed for `samples_grad` alone. What is not asked for is returned empty.
 pub const OPERATORS: &[Operator] = &[
     operator!(embedding_bag_fwd: "(Tensor weight, Tensor indices, Tensor offsets, Tensor? per_sample_weights, int mode, bool include_last_offset, int padding_idx) -> (Tensor y, Tensor scale, Tensor largest)"),
     operator!(embedding_bag_bwd: "(Tensor dy, Tensor? weight, Tensor indices, Tensor offsets, Tensor? per_sample_weights, Tensor scale, Tensor largest, Tensor keys, Tensor order, int num_weights, int mode, bool include_last_offset, int padding_idx, bool weight_grad, bool samples_grad) -> (Tensor, Tensor)"),

@@ -4,6 +4,10 @@ use super::Threads;
 use super::simd::{Real, Simd, Storage, WithSimd, dispatch};
 use std::borrow::Cow;
 
+/// Rows whose weight gradients are summed one after the other.
+pub const SUMMED_ROWS: usize = 32;
+/// Largest number of partial weight gradients.
+const PARTIALS: usize = 64;
 /// Columns of a weight gradient that a thread takes at a time.
 const COLUMNS: usize = 512;
 
@@ -34,6 +38,15 @@ pub fn add_rounded<T: Storage, S: Simd>(simd: S, x: &[T], residual: &[T], sum: &
     T::Compute::store_part(simd, T::Compute::vadd(simd, x, residual), sum.into_remainder());
 }
 
+/// Rows of a task of a backward pass that sums weight gradients, one partial sum each: a number that does not depend on
+/// that of threads, of which a few have work even where rows are few.
+pub fn summed_task(rows: usize) -> usize {
+    if rows <= 4 * SUMMED_ROWS {
+        return rows.div_ceil(4).max(1);
+    }
+    rows.div_ceil(PARTIALS).next_multiple_of(SUMMED_ROWS)
+}
+
 /// Adds `vectors` terms to `first` with `add(index, sum)`: four sums at a time, in blocks.
 #[inline(always)]
 pub fn block_sum<C: Real, S: Simd>(
@@ -42,11 +55,29 @@ pub fn block_sum<C: Real, S: Simd>(
     vectors: usize,
     mut add: impl FnMut(usize, C::Vector<S>) -> C::Vector<S>,
 ) -> C {
+    let [sum] = block_sums::<C, S, 1>(
+        simd,
+        [first],
+        vectors,
+        #[inline(always)]
+        |j, [sum]| [add(j, sum)],
+    );
+    sum
+}
+
+/// The same of several sums at once.
+#[inline(always)]
+pub fn block_sums<C: Real, S: Simd, const N: usize>(
+    simd: S,
+    first: [C::Vector<S>; N],
+    vectors: usize,
+    mut add: impl FnMut(usize, [C::Vector<S>; N]) -> [C::Vector<S>; N],
+) -> [C; N] {
     const BLOCK: usize = 128;
-    let mut total = first;
+    let mut totals = first;
     for start in (0..vectors).step_by(BLOCK) {
         let end = vectors.min(start + BLOCK);
-        let mut sums = [C::splat(simd, C::default()); 4];
+        let mut sums = [[C::splat(simd, C::default()); N]; 4];
         let mut j = start;
         while j + 4 <= end {
             for k in 0..4 {
@@ -58,10 +89,12 @@ pub fn block_sum<C: Real, S: Simd>(
             sums[0] = add(j, sums[0]);
             j += 1;
         }
-        let halves = [C::vadd(simd, sums[0], sums[1]), C::vadd(simd, sums[2], sums[3])];
-        total = C::vadd(simd, total, C::vadd(simd, halves[0], halves[1]));
+        for n in 0..N {
+            let halves = [C::vadd(simd, sums[0][n], sums[1][n]), C::vadd(simd, sums[2][n], sums[3][n])];
+            totals[n] = C::vadd(simd, totals[n], C::vadd(simd, halves[0], halves[1]));
+        }
     }
-    C::sum(simd, total)
+    totals.map(|total| C::sum(simd, total))
 }
 
 /// The sum of partial weight gradients, which stand one after the other, each as long as `dw`: in a fixed order.

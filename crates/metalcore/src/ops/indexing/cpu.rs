@@ -83,7 +83,7 @@ pub fn gather<W: Copy + Send + Sync, I: IndexElement>(
     index: &[I],
     out: &mut [W],
 ) -> Result<()> {
-    let Indexing { dims, limit, step, .. } = indexing;
+    let Indexing { op, dims, limit, step, .. } = indexing;
     let outside = Outside::new();
     let mut chunks: Vec<_> = out.chunks_mut(CHUNK).enumerate().collect();
     threads.for_each_mut(&mut chunks, 1, |(chunk, out)| {
@@ -115,7 +115,7 @@ pub fn gather<W: Copy + Send + Sync, I: IndexElement>(
             }
         });
     });
-    outside.result("gather", *limit)
+    outside.result(op, *limit)
 }
 
 /// Values of one type to another.
@@ -161,7 +161,7 @@ pub fn scatter_add<T: Storage, I: IndexElement>(
 where
     T::Compute: Storage<Compute = T::Compute>,
 {
-    if indexing.total == 0 || out.is_empty() {
+    if indexing.total == 0 {
         return Ok(());
     }
     let outside = Outside::new();
@@ -180,7 +180,7 @@ where
             convert(threads, &sums, out);
         }
     }
-    outside.result("scatter_add", indexing.limit)
+    outside.result(indexing.op, indexing.limit)
 }
 
 /// One in so many elements of a tensor: fewer are widened and rounded one by one, with those that are added.

@@ -1,9 +1,9 @@
 //! GPU form of gather, index_select and scatter_add: words, passes, how many groups.
 
-use super::{Dim, Gather, GatherArgs, Indexing, MOST_DIMS, ScatterAdd, ScatterAddArgs};
+use super::{Dim, Gather, GatherArgs, Indexing, ScatterAdd, ScatterAddArgs};
 use crate::device::Run;
 use crate::device::gpu::{Arg, Define, Gpu, Source, Spec};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Unit;
 use crate::{DType, Index, params};
 use smallvec::{SmallVec, smallvec};
@@ -38,6 +38,9 @@ const THREADS: u32 = 256;
 const AHEAD: usize = 4;
 /// Bytes of the widest word.
 const WORD: u32 = 16;
+
+/// Dimensions of the kernels' parameter block.
+const MOST_DIMS: usize = 6;
 
 fn gather_spec(bytes: usize) -> Spec {
     let word = match bytes {
@@ -78,13 +81,17 @@ fn scatter_add_spec(dtype: DType, round: bool) -> Spec {
     Spec { source: &SCATTER_ADD, entry: "scatter_add", threads: THREADS, defines }
 }
 
-fn sizes(indexing: &Indexing) -> Sizes {
+fn sizes(indexing: &Indexing) -> Result<Sizes> {
+    if indexing.dims.len() > MOST_DIMS {
+        let reason = format!("{} dimensions no two of which lie as one: more than {MOST_DIMS}", indexing.dims.len());
+        return Err(Error::Unsupported { op: indexing.op, reason });
+    }
     let list = |of: fn(&Dim) -> usize| {
         let mut list = [0; MOST_DIMS];
         list.iter_mut().zip(&indexing.dims).for_each(|(entry, dim)| *entry = of(dim) as u64);
         list
     };
-    Sizes {
+    Ok(Sizes {
         dims: indexing.dims.len() as u32,
         wide: u32::from(indexing.index == Index::I64),
         total: indexing.total as u64,
@@ -98,7 +105,7 @@ fn sizes(indexing: &Indexing) -> Sizes {
         copies: 0,
         words: 0,
         len: 0,
-    }
+    })
 }
 
 /// Groups for so many elements.
@@ -127,7 +134,7 @@ impl<D: Gpu> Run<Gather> for D {
         }
         let wide = as_wide(self, index, &problem.indexing)?;
         let take = |indexing: &Indexing, bytes| {
-            let sizes = Sizes { missing: problem.missing, ..sizes(indexing) };
+            let sizes = Sizes { missing: problem.missing, ..sizes(indexing)? };
             launch(self, &gather_spec(bytes), groups(indexing.total), &[src, index, &wide, out], &sizes)
         };
         let mut bytes = WORD as usize;
@@ -153,7 +160,7 @@ impl<D: Gpu> Run<ScatterAdd> for D {
         let adds = groups(indexing.total);
         let sums = if dtype.size() == 2 && adds > 0 { Some(self.alloc(len * 4)?) } else { None };
         let wide = &as_wide(self, index, indexing)?;
-        let (mut sizes, mut dst_words) = (sizes(indexing), out);
+        let (mut sizes, mut dst_words) = (sizes(indexing)?, out);
         if let Some(dst) = dst {
             let per_word = WORD as usize / dtype.size();
             let whole = self.aligned(dst, WORD.into()) && self.aligned(out, WORD.into());

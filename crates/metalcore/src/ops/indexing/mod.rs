@@ -24,6 +24,9 @@
 //! **Index out of range**: an error on the host. On a GPU the element is NaN (0 of integers), or is left out of the sum;
 //! nothing outside a tensor is read or written.
 //!
+//! **Dimensions**: any number on the host; on a GPU at most 6 of those that are left when neighbours that lie as one are
+//! joined.
+//!
 //! **Cost**: bound by memory. `gather`: one launch. `scatter_add`: two launches, one of which copies dst; of 16-bit types
 //! three, and a workspace of 4 bytes for each element of dst, of which is touched what the index names. No host read.
 //!
@@ -42,9 +45,6 @@ use crate::error::{Error, Result};
 use crate::tensor::{Tensor, View};
 use crate::{DType, Index, with_dtype, with_index};
 use smallvec::SmallVec;
-
-/// Most dimensions that are left of a call when those are joined that lie as one.
-pub const MOST_DIMS: usize = 6;
 
 /// A dimension of the index: its size, and the distances, in elements, between neighbours in each tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,8 @@ pub struct Strided<'a> {
 /// Which elements of a table belong to the elements of an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Indexing {
+    /// For errors.
+    pub op: &'static str,
     /// The fastest first; at least one, none of size 1 beside another.
     pub dims: SmallVec<[Dim; 4]>,
     /// Number of elements of the index.
@@ -113,7 +115,7 @@ impl Indexing {
         let total = index.shape.iter().product();
         let limit = table.shape.get(along).copied().unwrap_or(1);
         let step = table.strides.get(along).copied().unwrap_or(1);
-        let mut indexing = Indexing { dims: SmallVec::new(), total, limit, step, index: index_type };
+        let mut indexing = Indexing { op, dims: SmallVec::new(), total, limit, step, index: index_type };
         if total == 0 {
             return Ok(indexing);
         }
@@ -136,17 +138,14 @@ impl Indexing {
         for d in (0..index.shape.len()).rev() {
             indexing.push(Dim {
                 size: index.shape[d],
-                table: if d == along { 0 } else { table.strides[d] },
+                table: if d == along { 0 } else { table.strides.get(d).copied().unwrap_or(0) },
                 index: index.strides[d],
-                values: values.map_or(dense[d], |(_, values)| values.strides[d]),
+                // Without dimensions it counts as one of 1 element.
+                values: values.map_or(dense[d], |(_, values)| values.strides.get(d).copied().unwrap_or(0)),
             });
         }
         if indexing.dims.is_empty() {
             indexing.dims.push(Dim { size: 1, table: 0, index: 0, values: 0 });
-        }
-        if indexing.dims.len() > MOST_DIMS {
-            let reason = format!("{} dimensions that no two of which lie as one: more than {MOST_DIMS}", rank);
-            return Err(Error::Unsupported { op, reason });
         }
         Ok(indexing)
     }

@@ -4,16 +4,12 @@
 //! groups of rows, then over the groups, both in order: their bits do not depend on the number of threads.
 
 use crate::device::cpu::Threads;
-use crate::device::cpu::rows::{add_rounded, block_sum, sum_partials};
+use crate::device::cpu::rows::{SUMMED_ROWS, add_rounded, block_sum, block_sums, sum_partials, summed_task};
 use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
 use crate::dtype::Element;
 
 /// Elements that a thread takes at a time: more work than the taking.
 const CHUNK: usize = 16 * 1024;
-/// Rows whose weight gradients are summed one after the other.
-const SUMMED_ROWS: usize = 32;
-/// Largest number of partial weight gradients.
-const PARTIALS: usize = 64;
 
 /// y, mean and rstd of x, or of h = x + residual rounded to T, which goes to the second of `residual`.
 pub fn forward<T: Storage>(
@@ -247,7 +243,7 @@ pub fn backward<T: Storage>(
     let streamed = stream::wanted(dx, cols);
     // With a weight gradient the rows of a task are those of one partial sum: a fixed number.
     let task_rows = match sums {
-        true => rows.div_ceil(PARTIALS).next_multiple_of(SUMMED_ROWS).max(SUMMED_ROWS),
+        true => summed_task(rows),
         false => (CHUNK / cols).max(1),
     };
     let size = task_rows * cols;
@@ -359,19 +355,16 @@ fn row_gradients<T: Storage, S: Simd, const STREAMED: bool>(
         let at = j * lanes..(j + 1) * lanes;
         T::Compute::vmul(simd, T::Compute::load(simd, &dy[at.clone()]), T::Compute::load(simd, &weight[at]))
     };
-    let sum_g = block_sum::<T::Compute, S>(
+    let [sum_g, sum_gn] = block_sums::<T::Compute, S, 2>(
         simd,
-        g_rest,
+        [g_rest, T::Compute::vmul(simd, g_rest, n_rest)],
         whole,
         #[inline(always)]
-        |j, sum| T::Compute::vadd(simd, sum, g(j)),
-    );
-    let sum_gn = block_sum::<T::Compute, S>(
-        simd,
-        T::Compute::vmul(simd, g_rest, n_rest),
-        whole,
-        #[inline(always)]
-        |j, sum| T::Compute::mul_add(simd, g(j), n(T::Compute::load(simd, &x[j * lanes..(j + 1) * lanes])), sum),
+        |j, [sum_g, sum_gn]| {
+            let g = g(j);
+            let n = n(T::Compute::load(simd, &x[j * lanes..(j + 1) * lanes]));
+            [T::Compute::vadd(simd, sum_g, g), T::Compute::mul_add(simd, g, n, sum_gn)]
+        },
     );
     let count = T::Compute::from_f64(cols as f64);
     let (mean_g, mean_gn) = (T::Compute::splat(simd, sum_g / count), T::Compute::splat(simd, sum_gn / count));

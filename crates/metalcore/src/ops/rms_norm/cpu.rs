@@ -5,16 +5,12 @@
 //! order: its bits do not depend on the number of threads.
 
 use crate::device::cpu::Threads;
-use crate::device::cpu::rows::{add_rounded, block_sum, sum_partials, widened};
+use crate::device::cpu::rows::{SUMMED_ROWS, add_rounded, block_sum, sum_partials, summed_task, widened};
 use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
 use crate::dtype::Element;
 
 /// Elements that a thread takes at a time: more work than the taking.
 const CHUNK: usize = 16 * 1024;
-/// Rows whose weight gradients are summed one after the other.
-const SUMMED_ROWS: usize = 32;
-/// Largest number of partial weight gradients.
-const PARTIALS: usize = 64;
 /// Rows of the backward pass that share one pass over weight and weight gradient.
 const GROUP: usize = 4;
 
@@ -183,7 +179,7 @@ pub fn backward<T: Storage, W: Storage>(
     let weight = &*widened::<W, T::Compute>(weight, cols);
     // With a weight gradient the rows of a task are those of one partial sum: a fixed number.
     let task_rows = match dw {
-        Some(_) => rows.div_ceil(PARTIALS).next_multiple_of(SUMMED_ROWS).max(SUMMED_ROWS),
+        Some(_) => summed_task(rows),
         None => (CHUNK / cols).max(1).next_multiple_of(GROUP),
     };
     let size = task_rows * cols;

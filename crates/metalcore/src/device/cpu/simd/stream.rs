@@ -11,7 +11,8 @@ use {super::MOST_LANES, std::any::TypeId, std::arch::x86_64 as arch};
 /// Bytes from which a result is streamed: measured on a processor whose last-level cache has 32 MiB for two cores.
 const STREAMED_BYTES: usize = 8 << 20;
 
-/// Whether to stream results to `rows` of `cols` values: if they are large, and each row starts on a cache line.
+/// Whether to stream results to `rows` of `cols` values: if they are large, each row starts on a cache line,
+/// and the memory has been written before.
 pub fn wanted<T>(rows: &[T], cols: usize) -> bool {
     let whole_lines = (cols * size_of::<T>()).is_multiple_of(64) && rows.as_ptr().align_offset(64) == 0;
     cfg!(target_arch = "x86_64") && whole_lines && size_of_val(rows) >= STREAMED_BYTES && resident(rows)
