@@ -38,11 +38,17 @@ pub fn add_rounded<T: Storage, S: Simd>(simd: S, x: &[T], residual: &[T], sum: &
     T::Compute::store_part(simd, T::Compute::vadd(simd, x, residual), sum.into_remainder());
 }
 
+/// Elements that a thread takes at a time: more work than the taking.
+pub const CHUNK: usize = 16 * 1024;
+
 /// Rows of a task of a backward pass that sums weight gradients, one partial sum each: a number that does not depend on
-/// that of threads, of which a few have work even where rows are few.
-pub fn summed_task(rows: usize) -> usize {
+/// that of threads, of which a few have work even where rows are few and long.
+pub fn summed_task(rows: usize, cols: usize) -> usize {
+    if rows * cols <= CHUNK {
+        return rows.max(1);
+    }
     if rows <= 4 * SUMMED_ROWS {
-        return rows.div_ceil(4).max(1);
+        return rows.div_ceil(4);
     }
     rows.div_ceil(PARTIALS).next_multiple_of(SUMMED_ROWS)
 }
@@ -102,7 +108,9 @@ pub fn sum_partials<C: Real, W: Storage>(threads: &Threads, partials: &[C], dw: 
     let mut total = vec![C::default(); dw.len()];
     let cols = dw.len();
     let mut parts: Vec<_> = total.chunks_mut(COLUMNS).enumerate().collect();
-    threads.for_each_mut(&mut parts, 1, |(index, total)| {
+    // A few of them are summed before another thread wakes up.
+    let at_once = if partials.len() <= 4 * CHUNK { parts.len() } else { 1 };
+    threads.for_each_mut(&mut parts, at_once, |(index, total)| {
         dispatch(SumPartials { partials, cols, first: *index * COLUMNS, total });
     });
     for (dw, total) in dw.iter_mut().zip(total) {

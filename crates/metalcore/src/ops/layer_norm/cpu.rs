@@ -4,12 +4,12 @@
 //! groups of rows, then over the groups, both in order: their bits do not depend on the number of threads.
 
 use crate::device::cpu::Threads;
-use crate::device::cpu::rows::{SUMMED_ROWS, add_rounded, block_sum, block_sums, sum_partials, summed_task};
+use crate::device::cpu::rows::{CHUNK, SUMMED_ROWS, add_rounded, block_sum, block_sums, sum_partials, summed_task};
 use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
 use crate::dtype::Element;
 
-/// Elements that a thread takes at a time: more work than the taking.
-const CHUNK: usize = 16 * 1024;
+/// Rows of the backward pass that share one pass over the weight and its gradients.
+const GROUP: usize = 4;
 
 /// y, mean and rstd of x, or of h = x + residual rounded to T, which goes to the second of `residual`.
 pub fn forward<T: Storage>(
@@ -243,7 +243,7 @@ pub fn backward<T: Storage>(
     let streamed = stream::wanted(dx, cols);
     // With a weight gradient the rows of a task are those of one partial sum: a fixed number.
     let task_rows = match sums {
-        true => summed_task(rows),
+        true => summed_task(rows, cols),
         false => (CHUNK / cols).max(1),
     };
     let size = task_rows * cols;
@@ -301,17 +301,19 @@ impl<T: Storage> WithSimd for Summed<'_, '_, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Summed { rows, sum } = self;
         let cols = rows.weight.len();
-        for first in (0..rows.rstd.len()).step_by(SUMMED_ROWS) {
+        for (block, rstd) in rows.rstd.chunks(SUMMED_ROWS).enumerate() {
             sum.fill(T::Compute::default());
-            for row in first..rows.rstd.len().min(first + SUMMED_ROWS) {
-                let at = row * cols..(row + 1) * cols;
+            for (group, rstd) in rstd.chunks(GROUP).enumerate() {
+                let first = block * SUMMED_ROWS + group * GROUP;
+                let at = first * cols..(first + rstd.len()) * cols;
                 let (dy, x, dx) = (&rows.dy[at.clone()], &rows.x[at.clone()], &mut rows.dx[at.clone()]);
-                let extra = rows.extra.map(|extra| &extra[at]);
-                let one = Row { dy, x, weight: rows.weight, mean: rows.mean[row], rstd: rows.rstd[row], extra };
+                let mean = &rows.mean[first..first + rstd.len()];
+                let group =
+                    Rows { dy, x, weight: rows.weight, mean, rstd, extra: rows.extra.map(|extra| &extra[at]), dx };
                 if rows.streamed {
-                    row_gradients::<T, S, true>(simd, one, dx, sum);
+                    group_gradients::<T, S, true>(simd, group, sum);
                 } else {
-                    row_gradients::<T, S, false>(simd, one, dx, sum);
+                    group_gradients::<T, S, false>(simd, group, sum);
                 }
             }
             if let Some(partial) = rows.partial.as_deref_mut() {
@@ -322,81 +324,152 @@ impl<T: Storage> WithSimd for Summed<'_, '_, T> {
     }
 }
 
-/// One row of the backward pass.
-struct Row<'a, T: Storage> {
+/// Rows that are neighbours.
+struct Rows<'a, T: Storage> {
     dy: &'a [T],
     x: &'a [T],
     weight: &'a [T::Compute],
-    mean: T::Compute,
-    rstd: T::Compute,
+    mean: &'a [T::Compute],
+    rstd: &'a [T::Compute],
     extra: Option<&'a [T]>,
+    dx: &'a mut [T],
 }
 
-/// dx of a row; its dy n and dy onto `sum`.
+/// dx of up to [`GROUP`] rows; their dy n and dy onto `sum`.
 #[inline(always)]
-fn row_gradients<T: Storage, S: Simd, const STREAMED: bool>(
+fn group_gradients<T: Storage, S: Simd, const STREAMED: bool>(simd: S, group: Rows<'_, T>, sum: &mut [T::Compute]) {
+    if group.rstd.len() == GROUP {
+        return rows_gradients::<T, S, GROUP, STREAMED>(simd, group, sum);
+    }
+    let Rows { dy, x, weight, mean, rstd, extra, dx } = group;
+    let cols = weight.len();
+    for (row, dx) in dx.chunks_exact_mut(cols).enumerate() {
+        let at = row * cols..(row + 1) * cols;
+        let extra = extra.map(|extra| &extra[at.clone()]);
+        let (mean, rstd) = (&mean[row..=row], &rstd[row..=row]);
+        let one = Rows { dy: &dy[at.clone()], x: &x[at], weight, mean, rstd, extra, dx };
+        rows_gradients::<T, S, 1, STREAMED>(simd, one, sum);
+    }
+}
+
+/// What a row's gradient is made with, in every lane.
+#[derive(Clone, Copy)]
+struct Factors<V> {
+    mean: V,
+    r: V,
+    mean_g: V,
+    mean_gn: V,
+}
+
+/// R rows together: one pass for each row's sums, one over the columns of all.
+#[inline(always)]
+fn rows_gradients<T: Storage, S: Simd, const R: usize, const STREAMED: bool>(
     simd: S,
-    row: Row<'_, T>,
-    dx: &mut [T],
+    rows: Rows<'_, T>,
     sum: &mut [T::Compute],
 ) {
-    let Row { dy, x, weight, mean, rstd, extra } = row;
+    let Rows { dy, x, weight, mean, rstd, extra, dx } = rows;
+    let cols = weight.len();
+    let lanes = T::Compute::lanes::<S>();
+    let zero = T::Compute::splat(simd, T::Compute::default());
+    let mut factors = [Factors { mean: zero, r: zero, mean_g: zero, mean_gn: zero }; R];
+    let (mut dy_rows, mut x_rows, mut extra_rows) = ([&[][..]; R], [&[][..]; R], [&[][..]; R]);
+    let mut dx_rows: [&mut [T]; R] = std::array::from_fn(|_| &mut [][..]);
+    for (k, dx) in dx.chunks_exact_mut(cols).take(R).enumerate() {
+        let at = k * cols..(k + 1) * cols;
+        (dy_rows[k], x_rows[k], dx_rows[k]) = (&dy[at.clone()], &x[at.clone()], dx);
+        if let Some(extra) = extra {
+            extra_rows[k] = &extra[at];
+        }
+        factors[k] = row_factors(simd, dy_rows[k], x_rows[k], weight, mean[k], rstd[k]);
+    }
+    let (dw, db) = sum.split_at_mut(cols);
+    let mut first = 0;
+    while first + lanes <= cols {
+        let at = first..first + lanes;
+        let w = T::Compute::load(simd, &weight[at.clone()]);
+        let mut totals = (T::Compute::load(simd, &dw[at.clone()]), T::Compute::load(simd, &db[at.clone()]));
+        for k in 0..R {
+            let dy = T::Compute::load(simd, &dy_rows[k][at.clone()]);
+            let x = T::Compute::load(simd, &x_rows[k][at.clone()]);
+            let mut dx = entry::<T::Compute, S>(simd, dy, x, w, factors[k], &mut totals);
+            if extra.is_some() {
+                dx = T::Compute::vadd(simd, dx, T::Compute::load(simd, &extra_rows[k][at.clone()]));
+            }
+            if STREAMED {
+                stream::store::<T::Compute, S, T>(simd, dx, &mut dx_rows[k][at.clone()]);
+            } else {
+                T::Compute::store(simd, dx, &mut dx_rows[k][at.clone()]);
+            }
+        }
+        T::Compute::store(simd, totals.0, &mut dw[at.clone()]);
+        T::Compute::store(simd, totals.1, &mut db[at]);
+        first += lanes;
+    }
+    if first < cols {
+        let w = T::Compute::load_part(simd, &weight[first..]);
+        let mut totals = (T::Compute::load_part(simd, &dw[first..]), T::Compute::load_part(simd, &db[first..]));
+        for k in 0..R {
+            let dy = T::Compute::load_part(simd, &dy_rows[k][first..]);
+            let x = T::Compute::load_part(simd, &x_rows[k][first..]);
+            let mut dx = entry::<T::Compute, S>(simd, dy, x, w, factors[k], &mut totals);
+            if extra.is_some() {
+                dx = T::Compute::vadd(simd, dx, T::Compute::load_part(simd, &extra_rows[k][first..]));
+            }
+            T::Compute::store_part(simd, dx, &mut dx_rows[k][first..]);
+        }
+        T::Compute::store_part(simd, totals.0, &mut dw[first..]);
+        T::Compute::store_part(simd, totals.1, &mut db[first..]);
+    }
+}
+
+/// mean(g) and mean(g n) of a row, beside its statistics.
+#[inline(always)]
+fn row_factors<T: Storage, S: Simd>(
+    simd: S,
+    dy: &[T],
+    x: &[T],
+    weight: &[T::Compute],
+    mean: T::Compute,
+    rstd: T::Compute,
+) -> Factors<<T::Compute as Real>::Vector<S>> {
     let lanes = T::Compute::lanes::<S>();
     let (cols, whole) = (dy.len(), dy.len() / lanes);
     let rest = whole * lanes..cols;
     let (mean, r) = (T::Compute::splat(simd, mean), T::Compute::splat(simd, rstd));
     let n = |x| T::Compute::vmul(simd, T::Compute::vsub(simd, x, mean), r);
     // Beyond the row dy is 0, and so is every term.
-    let dy_rest = T::Compute::load_part(simd, &dy[rest.clone()]);
     let n_rest = n(T::Compute::load_part(simd, &x[rest.clone()]));
     let w_rest = T::Compute::load_part(simd, &weight[rest.clone()]);
-    let g_rest = T::Compute::vmul(simd, dy_rest, w_rest);
-    let g = |j: usize| {
-        let at = j * lanes..(j + 1) * lanes;
-        T::Compute::vmul(simd, T::Compute::load(simd, &dy[at.clone()]), T::Compute::load(simd, &weight[at]))
-    };
+    let g_rest = T::Compute::vmul(simd, T::Compute::load_part(simd, &dy[rest]), w_rest);
     let [sum_g, sum_gn] = block_sums::<T::Compute, S, 2>(
         simd,
         [g_rest, T::Compute::vmul(simd, g_rest, n_rest)],
         whole,
         #[inline(always)]
         |j, [sum_g, sum_gn]| {
-            let g = g(j);
-            let n = n(T::Compute::load(simd, &x[j * lanes..(j + 1) * lanes]));
+            let at = j * lanes..(j + 1) * lanes;
+            let (dy, w) = (T::Compute::load(simd, &dy[at.clone()]), T::Compute::load(simd, &weight[at.clone()]));
+            let (g, n) = (T::Compute::vmul(simd, dy, w), n(T::Compute::load(simd, &x[at])));
             [T::Compute::vadd(simd, sum_g, g), T::Compute::mul_add(simd, g, n, sum_gn)]
         },
     );
-    let count = T::Compute::from_f64(cols as f64);
-    let (mean_g, mean_gn) = (T::Compute::splat(simd, sum_g / count), T::Compute::splat(simd, sum_gn / count));
-    let gradient = |g, n| {
-        let centred = T::Compute::neg_mul_add(simd, n, mean_gn, T::Compute::vsub(simd, g, mean_g));
-        T::Compute::vmul(simd, centred, r)
-    };
-    let (dw, db) = sum.split_at_mut(cols);
-    for j in 0..whole {
-        let at = j * lanes..(j + 1) * lanes;
-        let (d, n) = (T::Compute::load(simd, &dy[at.clone()]), n(T::Compute::load(simd, &x[at.clone()])));
-        let mut out = gradient(T::Compute::vmul(simd, d, T::Compute::load(simd, &weight[at.clone()])), n);
-        if let Some(extra) = extra {
-            out = T::Compute::vadd(simd, out, T::Compute::load(simd, &extra[at.clone()]));
-        }
-        let total = T::Compute::mul_add(simd, d, n, T::Compute::load(simd, &dw[at.clone()]));
-        T::Compute::store(simd, total, &mut dw[at.clone()]);
-        let total = T::Compute::vadd(simd, d, T::Compute::load(simd, &db[at.clone()]));
-        T::Compute::store(simd, total, &mut db[at.clone()]);
-        if STREAMED {
-            stream::store::<T::Compute, S, T>(simd, out, &mut dx[at]);
-        } else {
-            T::Compute::store(simd, out, &mut dx[at]);
-        }
-    }
-    let mut out = gradient(g_rest, n_rest);
-    if let Some(extra) = extra {
-        out = T::Compute::vadd(simd, out, T::Compute::load_part(simd, &extra[rest.clone()]));
-    }
-    let total = T::Compute::mul_add(simd, dy_rest, n_rest, T::Compute::load_part(simd, &dw[rest.clone()]));
-    T::Compute::store_part(simd, total, &mut dw[rest.clone()]);
-    let total = T::Compute::vadd(simd, dy_rest, T::Compute::load_part(simd, &db[rest.clone()]));
-    T::Compute::store_part(simd, total, &mut db[rest.clone()]);
-    T::Compute::store_part(simd, out, &mut dx[rest]);
+    let mean_of = |sum| T::Compute::splat(simd, sum / T::Compute::from_f64(cols as f64));
+    Factors { mean, r, mean_g: mean_of(sum_g), mean_gn: mean_of(sum_gn) }
+}
+
+/// dx = r (g - mean(g) - n mean(g n)); dy n and dy onto the totals.
+#[inline(always)]
+fn entry<C: Real, S: Simd>(
+    simd: S,
+    dy: C::Vector<S>,
+    x: C::Vector<S>,
+    w: C::Vector<S>,
+    row: Factors<C::Vector<S>>,
+    totals: &mut (C::Vector<S>, C::Vector<S>),
+) -> C::Vector<S> {
+    let n = C::vmul(simd, C::vsub(simd, x, row.mean), row.r);
+    *totals = (C::mul_add(simd, dy, n, totals.0), C::vadd(simd, totals.1, dy));
+    let centred = C::vsub(simd, C::vmul(simd, dy, w), row.mean_g);
+    C::vmul(simd, C::neg_mul_add(simd, n, row.mean_gn, centred), row.r)
 }

@@ -5,12 +5,10 @@
 //! order: its bits do not depend on the number of threads.
 
 use crate::device::cpu::Threads;
-use crate::device::cpu::rows::{SUMMED_ROWS, add_rounded, block_sum, sum_partials, summed_task, widened};
+use crate::device::cpu::rows::{CHUNK, SUMMED_ROWS, add_rounded, block_sum, sum_partials, summed_task, widened};
 use crate::device::cpu::simd::{Real, Simd, Storage, WithSimd, dispatch, stream};
 use crate::dtype::Element;
 
-/// Elements that a thread takes at a time: more work than the taking.
-const CHUNK: usize = 16 * 1024;
 /// Rows of the backward pass that share one pass over weight and weight gradient.
 const GROUP: usize = 4;
 
@@ -179,7 +177,7 @@ pub fn backward<T: Storage, W: Storage>(
     let weight = &*widened::<W, T::Compute>(weight, cols);
     // With a weight gradient the rows of a task are those of one partial sum: a fixed number.
     let task_rows = match dw {
-        Some(_) => summed_task(rows),
+        Some(_) => summed_task(rows, cols),
         None => (CHUNK / cols).max(1).next_multiple_of(GROUP),
     };
     let size = task_rows * cols;
