@@ -78,17 +78,17 @@ fn main() {
         };
     }
     bench_all!(
+        activations,
         adamw,
-        rope,
-        qr,
-        rms_norm,
-        softmax,
         cross_entropy,
+        embedding_bag,
+        indexing,
         kl_div,
         layer_norm,
-        activations,
-        embedding_bag,
-        indexing
+        qr,
+        rms_norm,
+        rope,
+        softmax
     );
     bench.criterion.final_summary();
 }

@@ -29,7 +29,7 @@ const EDITS: [Edit; 11] = [
         place: After("mod qr;\n"),
         text: "#[path = \"../src/ops/op_name/bench.rs\"]\nmod op_name;\n",
     },
-    Edit { file: "crates/metalcore/benches/ops.rs", place: After("bench_all!(adamw, "), text: "op_name, " },
+    Edit { file: "crates/metalcore/benches/ops.rs", place: After("        adamw,\n"), text: "        op_name,\n" },
     Edit { file: "crates/metalcore-python/src/ops/mod.rs", place: After("pub mod qr;\n"), text: "pub mod op_name;\n" },
     Edit {
         file: "crates/metalcore-python/src/ops/mod.rs",
