@@ -173,7 +173,7 @@ def _second(ctx: Any, grad: Tensor, hidden: Tensor, weight: Tensor, targets: Ten
 def _gradients(ctx: Any, grad: Tensor) -> tuple:
     """dh, dw, db from the gradients of the forward pass, or formed now."""
     hidden, weight, targets, bias, *formed = ctx.saved_tensors
-    if torch.is_grad_enabled() and needs_grad(grad, hidden, weight, bias):
+    if needs_grad(grad, hidden, weight, bias):
         return _second(ctx, grad, hidden, weight, targets, bias)
     if ctx.reduction and formed:
         return tuple(t if t.numel() == 0 else (t * grad).to(t.dtype) for t in formed)
@@ -224,7 +224,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        if ctx.formed is None or (torch.is_grad_enabled() and needs_grad(grad, *ctx.saved_tensors)):
+        if ctx.formed is None or needs_grad(grad, *ctx.saved_tensors):
             dh, dw, db = _gradients(ctx, grad)
         else:
             (dh, dw, db), ctx.formed = ctx.formed, None

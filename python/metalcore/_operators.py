@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _native, config
 
@@ -71,12 +72,15 @@ def has_cuda_kernels() -> bool:
 
 
 def needs_grad(*tensors: "torch.Tensor | None") -> bool:
-    """Whether autograd has to record a call on these tensors."""
+    """Whether autograd has to record a call on these tensors, or to carry a forward-mode derivative through it (for which
+    operations without a `jvp` then raise)."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
-    return False
+    return forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
 
 
 def grad_tracked(*tensors: "torch.Tensor | None") -> bool:

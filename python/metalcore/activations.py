@@ -12,7 +12,6 @@ _aten = torch.ops.aten
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
-_grad_enabled = torch.is_grad_enabled
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -91,7 +90,7 @@ class _Activation:
 
     def backward(self, ctx: Any, dy: Tensor) -> tuple:
         tensors = ctx.saved_tensors
-        if _grad_enabled() and needs_grad(dy, *tensors):
+        if needs_grad(dy, *tensors):
             return self.wanted(ctx, self.formula(dy, *tensors, *ctx.flags))
         with _BelowAutograd():
             grads = self.bwd(dy, *tensors, *ctx.flags)
@@ -127,7 +126,7 @@ class _Activation:
                 return self.fwd(*args)
             if _transforms_active():
                 return self.transform(*args)
-            if _grad_enabled() and any(t.requires_grad for t in args[: len(self.tensors)]):
+            if needs_grad(*args[: len(self.tensors)]):
                 return self.eager(*args)
             with _BelowAutograd():
                 return self.fwd(*args)

@@ -67,7 +67,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple:
     logits, targets, lse, count = ctx.saved_tensors
     options = ctx.ignore_index, ctx.label_smoothing, ctx.reduction
-    if torch.is_grad_enabled() and needs_grad(grad, logits):
+    if needs_grad(grad, logits):
         with torch.enable_grad():
             x = logits if logits.requires_grad else logits.detach().requires_grad_()
             # Another name of the same tensor: the graph of x itself is not walked twice.

@@ -125,7 +125,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     inputs = (*ctx.saved_tensors, *ctx.chosen)
     needs = ctx.needs_input_grad
-    if torch.is_grad_enabled() and needs_grad(grad, *ctx.saved_tensors[:2]):
+    if needs_grad(grad, *ctx.saved_tensors[:2]):
         # Operations of torch, differentiable again.
         dp, dq = _topk_gradients(grad, *inputs) if ctx.chosen else _gradients(grad, *inputs)
     else:

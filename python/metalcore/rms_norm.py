@@ -17,7 +17,6 @@ _add_bwd = torch.ops.metalcore.add_rms_norm_bwd.default
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
-_grad_enabled = torch.is_grad_enabled
 
 
 def _fake_rstd(x: Tensor, normalized: int) -> Tensor:
@@ -85,7 +84,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, dy: Tensor, d_rstd: Any) -> tuple:
     x, weight, rstd = ctx.saved_tensors
-    if torch.is_grad_enabled() and needs_grad(dy, x, weight):
+    if needs_grad(dy, x, weight):
         dx, dw = _backward_formula(dy, x, weight, rstd, ctx.normalized)
     else:
         with _BelowAutograd():
@@ -102,7 +101,7 @@ def _add_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _add_backward(ctx: Any, dy: Tensor, d_sum: Tensor, d_rstd: Any) -> tuple:
     h, weight, rstd = ctx.saved_tensors
-    if torch.is_grad_enabled() and needs_grad(dy, d_sum, h, weight):
+    if needs_grad(dy, d_sum, h, weight):
         dx, dw = _backward_formula(dy, h, weight, rstd, ctx.normalized)
         dx = dx + d_sum
     else:
@@ -202,7 +201,7 @@ def _norm(op: str, x: Tensor, weight: Optional[Tensor], normalized: int, eps: fl
             return _fwd(x, weight, normalized, eps)[0]
         if _transforms_active():
             return _transformed_fwd(x, weight, normalized, eps)[0]
-        if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
+        if needs_grad(x, weight):
             return _norm_apply(x, weight, normalized, eps)
         with _BelowAutograd():
             return _fwd(x, weight, normalized, eps)[0]

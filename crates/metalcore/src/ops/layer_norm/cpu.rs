@@ -102,7 +102,7 @@ impl<T: Storage> WithSimd for &mut ForwardRows<'_, T> {
 #[inline(always)]
 fn row_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
     let lanes = T::Compute::lanes::<S>();
-    if T::DTYPE == crate::DType::F32 {
+    if T::DTYPE.size() > 2 {
         return exact_sum(simd, h);
     }
     let rest = T::Compute::load_part(simd, h.chunks_exact(lanes).remainder());
@@ -141,12 +141,23 @@ fn exact_sum<T: Storage, S: Simd>(simd: S, h: &[T]) -> T::Compute {
     }
     let mut values = [T::Compute::default(); 16];
     T::Compute::store(simd, sums[0], &mut values);
-    let mut quarters = [0.0; 4];
-    for (k, value) in values.iter().enumerate() {
-        quarters[k % 4] += value.to_f64();
+    let lost = T::Compute::sum(simd, lost[0]).to_f64();
+    if T::DTYPE == crate::DType::F32 {
+        let mut quarters = [0.0; 4];
+        for (k, value) in values.iter().enumerate() {
+            quarters[k % 4] += value.to_f64();
+        }
+        return T::Compute::from_f64((quarters[0] + quarters[1]) + (quarters[2] + quarters[3]) + lost);
     }
-    let total = (quarters[0] + quarters[1]) + (quarters[2] + quarters[3]);
-    T::Compute::from_f64(total + T::Compute::sum(simd, lost[0]).to_f64())
+    // Nothing is wider than float64: TwoSum again.
+    let (mut total, mut lost) = (0.0, lost);
+    for value in values.map(|value| value.to_f64()) {
+        let before = total;
+        total += value;
+        let part = total - before;
+        lost += (before - (total - part)) + (value - part);
+    }
+    T::Compute::from_f64(total + lost)
 }
 
 /// sum += x; lost += what that rounds away (Knuth's TwoSum).
