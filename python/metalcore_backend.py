@@ -8,8 +8,9 @@ from typing import Any, Optional
 
 import metalcore
 import torch
+from metalcore import householder
 from metalcore._errors import translate, wrong
-from metalcore._operators import check_tensors, needs_grad
+from metalcore._operators import HALVES, check_tensors, needs_grad
 from torch import Tensor
 
 __all__ = [
@@ -17,18 +18,23 @@ __all__ = [
     "bias_silu_fwd",
     "cross_entropy_fwd",
     "embedding_bag",
+    "frobenius_norm_batched",
     "fused_add_layernorm",
     "fused_add_rmsnorm",
     "fused_softmax",
     "gather",
     "gelu_bwd",
     "gelu_fwd",
+    "geqr2",
     "index_select",
     "kl_div_fwd",
     "kl_div_topk_fwd",
+    "larfb",
+    "larft",
     "layernorm_fwd",
     "qr",
     "qr_batched",
+    "qr_blocked",
     "rmsnorm_bwd",
     "rmsnorm_fwd",
     "rope_bwd",
@@ -40,6 +46,8 @@ __all__ = [
     "softmax_bwd",
     "swiglu_bwd_strided",
     "swiglu_fwd",
+    "syrk_batched",
+    "trace_batched",
 ]
 
 
@@ -65,6 +73,68 @@ def qr_batched(A: Tensor) -> tuple[Tensor, Tensor]:
     """``qr(A)``."""
     _no_grad("qr_batched", "qr_batched", A)
     return tuple(metalcore.qr(A))
+
+
+def geqr2(A: Tensor) -> tuple[Tensor, Tensor]:
+    """(R_V, tau), the packed QR of every matrix of A (..., M, N): R on and above the diagonal, the reflections' vectors
+    below it (their leading 1 implied), tau (..., K), K = min(M, N)."""
+    _no_grad("geqr2", "qr", A)
+    return householder.geqr2(A)
+
+
+def larft(V: Tensor, tau: Tensor, panel_start: int = 0) -> Tensor:
+    """T (..., K, K), upper triangular, with H1 H2 ... HK = I - V T V'.
+
+    Column j of V (..., M, at least K) has its implied 1 in row panel_start + j; what is on and above that row is ignored, so
+    the packed result of :func:`geqr2` may be given, and so are columns beyond K = tau.shape[-1].
+    """
+    _no_grad("larft", "householder_wy", V, tau)
+    return householder.larft(V, tau, panel_start)
+
+
+def larfb(C: Tensor, V: Tensor, T: Tensor, trans: bool = False, panel_start: int = 0) -> Tensor:
+    """Q C, or Q' C with ``trans``, for C (..., M, N) and Q = I - V T V', V as in :func:`larft`; a new tensor."""
+    _no_grad("larfb", "apply_householder_wy", C, V, T)
+    return householder.larfb(C, V, T, trans, panel_start)
+
+
+def qr_blocked(A: Tensor, block_size: int = 32) -> tuple[Tensor, Tensor]:
+    """(Q, R), reduced, by panels of ``block_size`` columns (<= 0 means 32) through geqr2, larft and larfb."""
+    _no_grad("qr_blocked", "qr", A)
+    return householder.qr_blocked(A, block_size)
+
+
+def _matrices(name: str, A: Tensor, square: bool = False) -> Tensor:
+    check_tensors(name, optional=(), A=A)
+    if A.ndim < 2 or (square and A.shape[-1] != A.shape[-2]):
+        expected = "(..., N, N)" if square else "at least 2 dimensions"
+        raise ValueError(wrong(name, "A", f"shape {tuple(A.shape)}", expected))
+    return A.float() if A.dtype in HALVES else A
+
+
+def syrk_batched(A: Tensor) -> Tensor:
+    """A'A (..., N, N) of A (..., M, N), exactly symmetric."""
+    _no_grad("syrk_batched", "qr", A)
+    wide = _matrices("syrk_batched", A)
+    lower = householder.product(wide.mT, wide).tril()
+    return (lower + lower.tril(-1).mT).to(A.dtype)
+
+
+def frobenius_norm_batched(A: Tensor) -> Tensor:
+    """The Frobenius norm (...) of every matrix of A (..., M, N): no square overflows or vanishes."""
+    _no_grad("frobenius_norm_batched", "qr", A)
+    wide = _matrices("frobenius_norm_batched", A)
+    if wide.shape[-1] * wide.shape[-2] == 0:
+        return A.new_zeros(A.shape[:-2])
+    largest = wide.abs().amax((-2, -1))
+    scale = torch.where((largest == 0) | largest.isinf(), 1, largest)
+    return ((wide / scale[..., None, None]).square().sum((-2, -1)).sqrt() * scale).to(A.dtype)
+
+
+def trace_batched(A: Tensor) -> Tensor:
+    """The trace (...) of every matrix of A (..., N, N)."""
+    _no_grad("trace_batched", "qr", A)
+    return _matrices("trace_batched", A, square=True).diagonal(dim1=-2, dim2=-1).sum(-1).to(A.dtype)
 
 
 def rmsnorm_fwd(X: Tensor, W: Optional[Tensor], eps: float) -> tuple[Tensor, Tensor]:

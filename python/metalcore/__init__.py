@@ -24,6 +24,13 @@ from .adamw import MetalAdamW
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
 from .embedding_bag import MetalEmbeddingBag, embedding_bag
+from .householder import (
+    apply_householder,
+    apply_householder_inplace,
+    apply_householder_wy,
+    householder_vector,
+    householder_wy,
+)
 from .indexing import gather, index_select, scatter_add
 from .kl_div import kl_div, kl_div_topk
 from .layer_norm import MetalLayerNorm, fused_add_layernorm, layer_norm
@@ -53,6 +60,9 @@ __all__ = [
     "MetalSoftmax",
     "RMSNormFunction",
     "RotaryEmbedding",
+    "apply_householder",
+    "apply_householder_inplace",
+    "apply_householder_wy",
     "apply_rotary_pos_emb",
     "apply_rotary_pos_emb_single",
     "apply_to",
@@ -72,6 +82,8 @@ __all__ = [
     "get_active_overrides",
     "has_cuda_kernels",
     "has_metal_kernels",
+    "householder_vector",
+    "householder_wy",
     "index_select",
     "is_patched",
     "kl_div",
