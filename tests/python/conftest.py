@@ -48,7 +48,7 @@ def pytest_configure(config):
     if not TESTED:
         raise pytest.UsageError(f"METALCORE_DEVICE is {metalcore.config.device}, which is not there")
     config.addinivalue_line("markers", "nightly: slow and exhaustive; runs with --nightly")
-    config.addinivalue_line("markers", "dtypes(*dtypes): the dtypes that a test with `dtype` runs for")
+    config.addinivalue_line("markers", "dtypes(*dtypes, nightly=()): the dtypes that a test with `dtype` runs for")
     config.addinivalue_line("markers", "native: needs kernels that run at full speed; not for the emulator")
     config.addinivalue_line("markers", "emulated: is about the emulator's rules; not for other devices")
     config.addinivalue_line("markers", "host: is about work of the host; for cpu and the emulator")
@@ -74,9 +74,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("device", rows or [pytest.param(None, marks=absent)])
         return
     marker = metafunc.definition.get_closest_marker("dtypes")
-    wanted = marker.args if marker else DTYPES
+    at_night = marker.kwargs.get("nightly", ()) if marker else ()
+    wanted = (*marker.args, *at_night) if marker else DTYPES
     rows = [
-        pytest.param(torch.device(TESTED[name]), dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
+        pytest.param(
+            torch.device(TESTED[name]),
+            dtype,
+            id=f"{name}-{str(dtype).removeprefix('torch.')}",
+            marks=[pytest.mark.nightly] if dtype in at_night else [],
+        )
         for name in names
         for dtype in _dtypes(name)
         if dtype in wanted
