@@ -2,7 +2,10 @@
 
 import re
 
+import torch
+
 _CLASSES = {c.__name__: c for c in (ValueError, TypeError, IndexError, NotImplementedError, RuntimeError)}
+_CLASSES["LinAlgError"] = torch.linalg.LinAlgError
 _TAG = re.compile(rf"\[({'|'.join(_CLASSES)})\] ([^\n]*)")
 
 

@@ -1,5 +1,6 @@
 //! The host: its memory and its threads. Work is done when a call returns.
 
+pub mod interleaved;
 pub mod rows;
 pub mod simd;
 mod threads;

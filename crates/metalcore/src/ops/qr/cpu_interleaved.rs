@@ -11,21 +11,9 @@ mod block;
 
 use super::cpu::{Order, Range, Shape};
 use crate::device::cpu::Threads;
+use crate::device::cpu::interleaved::{ALIGNMENT, lanes};
 use crate::device::cpu::simd::{Real, Simd, WithSimd, dispatch};
 use block::{Coefficients, Quad, apply};
-use std::marker::PhantomData;
-
-struct Lanes<T>(PhantomData<T>);
-impl<T: Real> WithSimd for Lanes<T> {
-    type Output = usize;
-    fn with_simd<S: Simd>(self, _simd: S) -> usize {
-        T::lanes::<S>()
-    }
-}
-
-fn lanes<T: Real>() -> usize {
-    dispatch(Lanes::<T>(PhantomData))
-}
 
 /// Matrices from which a pack, though partly filled, beats one matrix after the other on two threads. The better those
 /// fill vectors by themselves, the more. Measured on AVX-512 and AVX2.
@@ -63,9 +51,6 @@ pub(super) fn factor<T: Real>(
         dispatch(Factor { pack, layout, scratch: &mut scratch[aligned..] });
     });
 }
-
-/// Bytes of the widest register.
-const ALIGNMENT: usize = 64;
 
 struct Pack<'a, T> {
     a: &'a [T],
