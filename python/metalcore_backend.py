@@ -16,6 +16,8 @@ from torch import Tensor
 __all__ = [
     "bias_gelu_fwd",
     "bias_silu_fwd",
+    "cholesky_batched",
+    "cholesky_solve_batched",
     "cross_entropy_fwd",
     "embedding_bag",
     "frobenius_norm_batched",
@@ -48,6 +50,8 @@ __all__ = [
     "swiglu_fwd",
     "syrk_batched",
     "trace_batched",
+    "trsm",
+    "trsm_batched",
 ]
 
 
@@ -135,6 +139,30 @@ def trace_batched(A: Tensor) -> Tensor:
     """The trace (...) of every matrix of A (..., N, N)."""
     _no_grad("trace_batched", "qr", A)
     return _matrices("trace_batched", A, square=True).diagonal(dim1=-2, dim2=-1).sum(-1).to(A.dtype)
+
+
+def trsm(A: Tensor, b: Tensor, lower: bool = True, transpose: bool = False, unit_diagonal: bool = False) -> Tensor:
+    """X with op(A) X = b; as :func:`metalcore.trsm`."""
+    _no_grad("trsm", "trsm", A, b)
+    return metalcore.trsm(A, b, lower, transpose, unit_diagonal)
+
+
+def trsm_batched(R: Tensor, B: Tensor, lower: bool = False, transpose: bool = False, unit_diagonal: bool = False) -> Tensor:
+    """X with op(R) X = B, R **upper** triangular unless ``lower``; otherwise as :func:`metalcore.trsm`."""
+    _no_grad("trsm_batched", "trsm", R, B)
+    return metalcore.trsm(R, B, lower, transpose, unit_diagonal)
+
+
+def cholesky_batched(A: Tensor) -> Tensor:
+    """L with A = L L'; as :func:`metalcore.cholesky`, which waits for the GPU to raise LinAlgError."""
+    _no_grad("cholesky_batched", "cholesky", A)
+    return metalcore.cholesky(A)
+
+
+def cholesky_solve_batched(L: Tensor, b: Tensor) -> Tensor:
+    """X with L L' X = b, L **first**; otherwise as :func:`metalcore.cholesky_solve`."""
+    _no_grad("cholesky_solve_batched", "cholesky_solve", L, b)
+    return metalcore.cholesky_solve(b, L)
 
 
 def rmsnorm_fwd(X: Tensor, W: Optional[Tensor], eps: float) -> tuple[Tensor, Tensor]:

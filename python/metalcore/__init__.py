@@ -21,6 +21,7 @@ from .activations import (
     swiglu_bwd,
 )
 from .adamw import MetalAdamW
+from .cholesky import CholeskyEx, cholesky, cholesky_ex, cholesky_solve
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
 from .embedding_bag import MetalEmbeddingBag, embedding_bag
@@ -46,10 +47,12 @@ from .transformers_patch import (
     patch_transformers_swiglu,
     unpatch,
 )
+from .trsm import trsm, trsm_batched
 
 __version__ = _version("metalcore")
 __all__ = [
     "QR",
+    "CholeskyEx",
     "FusedAddRMSNorm",
     "MetalAdamW",
     "MetalEmbeddingBag",
@@ -68,6 +71,9 @@ __all__ = [
     "apply_to",
     "bias_gelu",
     "bias_silu",
+    "cholesky",
+    "cholesky_ex",
+    "cholesky_solve",
     "config",
     "cross_entropy",
     "disable_pytorch_overrides",
@@ -103,6 +109,8 @@ __all__ = [
     "scatter_add",
     "swiglu",
     "swiglu_bwd",
+    "trsm",
+    "trsm_batched",
     "unpatch",
     "unpatch_comfy",
 ]

@@ -12,6 +12,8 @@ use metalcore::{Element, Result};
 mod activations;
 #[path = "../src/ops/adamw/bench.rs"]
 mod adamw;
+#[path = "../src/ops/cholesky/bench.rs"]
+mod cholesky;
 #[path = "../src/ops/cross_entropy/bench.rs"]
 mod cross_entropy;
 #[path = "../src/ops/embedding_bag/bench.rs"]
@@ -30,6 +32,8 @@ mod rms_norm;
 mod rope;
 #[path = "../src/ops/softmax/bench.rs"]
 mod softmax;
+#[path = "../src/ops/trsm/bench.rs"]
+mod trsm;
 
 /// Where the operations' own files put their calls.
 pub struct Bench {
@@ -80,6 +84,8 @@ fn main() {
     bench_all!(
         activations,
         adamw,
+        cholesky,
+        trsm,
         cross_entropy,
         embedding_bag,
         indexing,

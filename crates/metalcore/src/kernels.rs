@@ -68,6 +68,8 @@ pub fn all() -> Vec<Unit> {
         ops::indexing::units(),
         ops::kl_div::units(),
         ops::layer_norm::units(),
+        ops::trsm::units(),
+        ops::cholesky::units(),
         ops::qr::units(),
         ops::rms_norm::units(),
         ops::rope::units(),

@@ -119,3 +119,40 @@ pub fn families(rows: usize, cols: usize, random: &mut Random) -> Vec<(&'static 
         ("first column zero", with(&|v, _, j| if j == 0 { 0.0 } else { v })),
     ]
 }
+
+/// A symmetric positive definite n x n matrix of condition about 10: G G' / n + I.
+pub fn definite(n: usize, random: &mut Random) -> Vec<f64> {
+    let g: Vec<f64> = (0..n * n).map(|_| random.normal()).collect();
+    product_with_transpose(n, &g, 1.0 / n as f64, 1.0)
+}
+
+/// s G G' + t I.
+fn product_with_transpose(n: usize, g: &[f64], s: f64, t: f64) -> Vec<f64> {
+    let entry = |i: usize, j: usize| {
+        let product: f64 = (0..n).map(|k| g[i * n + k] * g[j * n + k]).sum();
+        s * product + if i == j { t } else { 0.0 }
+    };
+    (0..n * n).map(|e| entry(e / n, e % n)).collect()
+}
+
+/// Positive definite matrices that stay so when they are rounded to float32.
+pub fn definite_families(n: usize, random: &mut Random) -> Vec<(&'static str, Vec<f64>)> {
+    let dense: Vec<f64> = (0..n * n).map(|_| random.normal()).collect();
+    let well = product_with_transpose(n, &dense, 1.0 / n as f64, 1.0);
+    let span = n.max(2) as f64 - 1.0;
+    let scaled = |f: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
+        well.iter().enumerate().map(|(e, v)| v * f(e / n, e % n)).collect()
+    };
+    let grade = |i: usize| 1e4f64.powf(i as f64 / span);
+    let mut thin = dense.clone();
+    thin.iter_mut().enumerate().filter(|(e, _)| e % n >= n.div_ceil(2)).for_each(|(_, v)| *v = 0.0);
+    vec![
+        ("well conditioned", well.clone()),
+        ("rank N/2 and a little", product_with_transpose(n, &thin, 1.0, 1e-3 * n as f64)),
+        ("graded 1e8", scaled(&|i, j| grade(i) * grade(j))),
+        ("graded 1e-8", scaled(&|i, j| 1.0 / (grade(i) * grade(j)))),
+        ("scaled 1e30", scaled(&|_, _| 1e30)),
+        ("scaled 1e-30", scaled(&|_, _| 1e-30)),
+        ("identity", (0..n * n).map(|e| f64::from(u8::from(e / n == e % n))).collect()),
+    ]
+}

@@ -27,10 +27,13 @@ HALF_SMALLEST_SUBNORMAL_F16 = 2.0**-25
 CLASSES = (15, 63, 1023, math.inf)
 RECONSTRUCTION_BARS = (15.0, 5.0, 2.5, 1.0)
 ORTHOGONALITY_BARS = (15.0, 7.0, 3.0, 1.5)
+CHOLESKY_BARS = (3.0, 1.0, 1.0, 1.0)
 HALF_BARS = (3.0, 1.0, 1.0, 1.0)
+SOLVE_BAR = 10.0
 SECOND_GATE_FROM = 16
 SECOND_RECONSTRUCTION_BAR = 20.0
 SECOND_ORTHOGONALITY_BAR = 60.0
+SECOND_CHOLESKY_BAR = 2.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,30 @@ def qr_gates(A: Tensor, Q: Tensor, R: Tensor) -> list[Gate]:
             Gate("orthogonality sqrt", orthogonality * math.sqrt(m), SECOND_ORTHOGONALITY_BAR),
         ]
     return gates
+
+
+def cholesky_gates(A: Tensor, L: Tensor) -> list[Gate]:
+    """Gates of A = L L' (..., N, N): reconstruction, again in √n·u from n = 16, exact zeros above L's diagonal."""
+    n = A.shape[-1]
+    A64, L64 = wide(A), wide(L)
+    missed = one_norm(product_residual(A64, L64, L64.mT, L.dtype == torch.float64 and n < 64))
+    ratio = worst(torch.where(missed == 0, missed, missed / (n * UNIT_ROUNDOFF[L.dtype] * one_norm(A64))))
+    gates = [
+        Gate("reconstruction", ratio, bar_of_class(n, CHOLESKY_BARS)),
+        Gate("triangle", 0.0 if bool((L64.triu(1) == 0).all()) else math.inf),
+    ]
+    if n >= SECOND_GATE_FROM and L.dtype not in HALF_DTYPES:
+        gates.append(Gate("reconstruction sqrt", ratio * math.sqrt(n), SECOND_CHOLESKY_BAR))
+    return gates
+
+
+def solve_gates(A: Tensor, b: Tensor, X: Tensor) -> list[Gate]:
+    """The gate of A X = b (..., N, K): |b - A x| / (|A| |x| u) of the worst column."""
+    A64, b64, X64 = (wide(t).cpu() for t in (A, b, X))
+    size = one_norm(A64)[..., None] * X64.abs().sum(-2)
+    missed = (b64 - A64 @ X64).abs().sum(-2)
+    ratio = worst(torch.where(missed == 0, missed, missed / (size * UNIT_ROUNDOFF[X.dtype])))
+    return [Gate("residual", ratio, max(SOLVE_BAR, A.shape[-1] / 50))]
 
 
 def one_norm(X: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 pub mod activations;
 pub mod adamw;
+pub mod cholesky;
 pub mod cross_entropy;
 pub mod embedding_bag;
 pub mod indexing;
@@ -11,6 +12,7 @@ pub mod qr;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
+pub mod trsm;
 
 use crate::operator::Operator;
 
@@ -19,6 +21,8 @@ const OPERATORS: &[&[Operator]] = &[
     activations::OPERATORS,
     embedding_bag::OPERATORS,
     indexing::OPERATORS,
+    trsm::OPERATORS,
+    cholesky::OPERATORS,
     qr::OPERATORS,
     rms_norm::OPERATORS,
     rope::OPERATORS,

@@ -2,6 +2,7 @@
 
 pub mod activations;
 pub mod adamw;
+pub mod cholesky;
 pub mod cross_entropy;
 pub mod embedding_bag;
 pub mod indexing;
@@ -11,3 +12,4 @@ pub mod qr;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
+pub mod trsm;

@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Sequence
 
 from ..rows import Case, Context, HostCall
-from . import activations, adamw, cross_entropy, embedding_bag, indexing, kl_div, layer_norm, qr, rms_norm, rope, softmax
+from . import (
+    activations,
+    adamw,
+    cholesky,
+    cross_entropy,
+    embedding_bag,
+    indexing,
+    kl_div,
+    layer_norm,
+    qr,
+    rms_norm,
+    rope,
+    softmax,
+    trsm,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,8 @@ class Selector:
 
 SELECTORS: tuple[Selector, ...] = (
     Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
+    Selector("cholesky", "Cholesky: factor, status, solution", cholesky.cases, cholesky.host_calls),
+    Selector("trsm", "Triangular systems: 1 and 8 right sides, every form", trsm.cases, trsm.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector(
         "activations", "GELU, SiLU, bias forms, gates: forward, forward + backward", activations.cases, activations.host_calls

@@ -1,0 +1,157 @@
+"""Cholesky factorisation of batches of matrices, and systems solved with it."""
+
+from typing import Any, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from ._errors import translate
+from ._linalg import check_matrix, raise_for, through_float32
+from ._operators import needs_grad, takes_metal
+from .trsm import SQUARE, TRANSPOSED, checked_solve, solve
+
+_op = torch.ops.metalcore.cholesky.default
+_EXACT = (torch.float32, torch.float64)
+_BAD = "a leading minor of order {} that is not positive definite, expected a positive definite matrix"
+
+
+class CholeskyEx(NamedTuple):
+    """Result of :func:`cholesky_ex`."""
+
+    L: Tensor
+    info: Tensor
+
+
+@torch.library.register_fake("metalcore::cholesky")
+def _fake(A: Tensor, upper: bool = False) -> tuple[Tensor, Tensor]:
+    return A.new_empty(A.shape), A.new_empty(A.shape[:-2], dtype=torch.int32)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.upper = inputs[1]
+    ctx.save_for_backward(output[0])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, gL: Optional[Tensor], _: Any) -> tuple[Optional[Tensor], None]:
+    """gA = L^-T (P + P') L^-1 / 2, P the lower triangle of L' gL with half its diagonal twice (Murray, arXiv 1602.07527)."""
+    if gL is None:
+        return None, None
+    (L,) = ctx.saved_tensors
+    if ctx.upper:
+        L, gL = L.mT, gL.mT
+    P = (L.mT @ gL).tril()
+    P = (P + P.tril(-1).mT) / 2
+    if ctx.upper:  # as it is stored
+        gA = solve(L.mT, solve(L.mT, P, True, 0, False).mT, True, 0, False)
+    else:
+        gA = solve(L, solve(L, P, False, TRANSPOSED, False).mT, False, TRANSPOSED, False)
+    return gA, None
+
+
+torch.library.register_autograd("metalcore::cholesky", _backward, setup_context=_setup_context)
+
+
+class _Factored(torch.autograd.Function):
+    """The same derivative without the detour through torch.library: fewer Python calls."""
+
+    @staticmethod
+    def forward(ctx, A, upper):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _op(A, upper)
+        _setup_context(ctx, (A, upper), output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+# Without the wrapper of autograd.Function.apply, which looks for functorch transforms: `_factor` has looked already.
+_factored_apply = super(torch.autograd.Function, _Factored).apply
+
+
+class _Transformed(torch.autograd.Function):
+    """For functorch transforms (vmap, grad)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A, upper):
+        return _op(A, upper)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
+@torch.library.register_vmap("metalcore::cholesky")
+def _vmap(info: Any, in_dims: tuple, A: Tensor, upper: bool = False) -> tuple[tuple, tuple]:
+    return _op(A.movedim(in_dims[0], 0), upper), (0, 0)
+
+
+def _torch_is_faster(A: Tensor) -> bool:
+    """Whether torch's own routine on the same device takes the call."""
+    return A.shape[-1] > 512 and not takes_metal(A.device)
+
+
+def _factor(op: str, A: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
+    """L and info."""
+    if not isinstance(A, Tensor) or A.dtype not in _EXACT or A.ndim < 2:
+        check_matrix(op, "A", A, square=True)
+        return through_float32(lambda A: CholeskyEx(*_factor(op, A, upper)), A)
+    try:
+        if _torch_is_faster(A):
+            L, info = torch.linalg.cholesky_ex(A, upper=upper)
+            return L.contiguous(), info
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+            return _Transformed.apply(A, upper)
+        if torch.compiler.is_compiling():
+            return _op(A, upper)
+        if needs_grad(A):
+            return _factored_apply(A, upper)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _op(A, upper)
+    except RuntimeError as error:
+        check_matrix(op, "A", A, square=True)
+        raise translate(error) from None
+
+
+def cholesky(A: Tensor, *, upper: bool = False) -> Tensor:
+    """L with A = L L', lower triangular; with ``upper`` U with A = U' U.
+
+    A is (..., N, N), symmetric positive definite, any size; float32 and float64 (float16 and bfloat16: computed in
+    float32, rounded once). Only the triangle that the result has is looked at; the other one of the result is exactly
+    zero. The error is that of single-precision LAPACK: \\|A - L L'\\| of a few n \\|A\\| u. Differentiable, with a symmetric
+    gradient, as ``torch.linalg.cholesky``. **Waits** for the GPU; see :func:`cholesky_ex`. On cpu and cuda matrices of more
+    than 512 rows are factored by ``torch.linalg.cholesky_ex``.
+
+    Raises LinAlgError with the batch item and the order of its first leading minor that is not positive definite (a NaN
+    pivot is not), ValueError for a matrix that is not square, TypeError for an integer dtype, NotImplementedError for a
+    complex one.
+
+    >>> L = metalcore.cholesky(torch.eye(16).expand(500, 16, 16))
+    """
+    L, info = _factor("cholesky", A, bool(upper))
+    return raise_for("cholesky", info, _BAD, L)
+
+
+def cholesky_ex(A: Tensor, *, upper: bool = False, check_errors: bool = False) -> CholeskyEx:
+    """As :func:`cholesky`, and ``info``, (...) int32, in place of an error; does not wait for the GPU.
+
+    ``info`` is 0, or the order k of the first leading minor that is not positive definite; columns of L (rows of U) from the
+    k-th on are then unspecified. With ``check_errors`` it raises, and waits, as :func:`cholesky`.
+    """
+    L, info = _factor("cholesky_ex", A, bool(upper))
+    if check_errors:
+        L = raise_for("cholesky_ex", info, _BAD, L)
+    return CholeskyEx(L, info)
+
+
+def cholesky_solve(b: Tensor, L: Tensor, *, upper: bool = False) -> Tensor:
+    """X with L L' X = b (``upper``: U' U X = b), b first as in ``torch.cholesky_solve``.
+
+    L is (..., N, N), b (..., N, K) or a vector: (N,), or the shape of L without its last dimension. Batch dimensions
+    broadcast. float32 and float64 (float16 and bfloat16: computed in float32, rounded once). Only one triangle of L is looked
+    at. A zero on its diagonal gives Inf or NaN and no error. Differentiable in b and L. Does not wait for the GPU.
+
+    >>> x = metalcore.cholesky_solve(torch.randn(500, 16, 8), metalcore.cholesky(torch.eye(16).expand(500, 16, 16)))
+    """
+    return checked_solve("cholesky_solve", L, b, bool(upper), SQUARE, False, ("L", "b"))
