@@ -36,7 +36,7 @@ from .indexing import gather, index_select, scatter_add
 from .kl_div import kl_div, kl_div_topk
 from .layer_norm import MetalLayerNorm, fused_add_layernorm, layer_norm
 from .overrides import disable_pytorch_overrides, enable_pytorch_overrides, get_active_overrides
-from .qr import QR, qr, qr_batched
+from .qr import QR, qr, qr_batched, qr_solve
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
 from .rope import RotaryEmbedding, apply_rotary_pos_emb, apply_rotary_pos_emb_single, rope_forward, rope_fwd
 from .softmax import MetalSoftmax, fused_softmax
@@ -103,6 +103,7 @@ __all__ = [
     "patch_transformers_swiglu",
     "qr",
     "qr_batched",
+    "qr_solve",
     "rms_norm",
     "rope_forward",
     "rope_fwd",

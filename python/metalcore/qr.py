@@ -4,8 +4,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import _linalg
 from ._errors import translate, wrong
 from ._operators import check_tensors, needs_grad
+from .householder import product
+from .trsm import trsm
 
 _op = torch.ops.metalcore.qr.default
 _MODES = {"reduced": 0, "complete": 1, "r": 2}
@@ -149,3 +152,31 @@ def qr(A: torch.Tensor, mode: str = "reduced") -> QR:
 def qr_batched(A: torch.Tensor) -> QR:
     """``qr(A)``, under the name it always had for batches (..., M, N)."""
     return qr(A)
+
+
+def qr_solve(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """x that minimises \\|A x - b\\|, by the QR of A: R x = Q' b.
+
+    A is (..., M, N) with M >= N and full rank; b a vector (..., M) or a matrix (..., M, K); x is (..., N) or (..., N, K).
+    Batch dimensions broadcast. float32 and float64; half types through float32. Differentiable. Waits for the GPU.
+
+    Raises ValueError for M < N (use lstsq) and shapes that do not fit, ``torch.linalg.LinAlgError`` for a zero on R's
+    diagonal, with the batch item and its 1-based index.
+    """
+    op = "qr_solve"
+    _linalg.check_matrix(op, "A", A)
+    B, is_vector = _linalg.right_side(op, A, b)
+    m, n = A.shape[-2:]
+    if m < n:
+        raise ValueError(wrong(op, "A", f"shape {list(A.shape)}", "at least as many rows as columns; lstsq takes others"))
+    x = _linalg.through_float32(_qr_solve, *_linalg.broadcast(A, B))
+    return x.squeeze(-1) if is_vector else x
+
+
+def _qr_solve(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    Q, R = qr(A)
+    x = trsm(R, product(Q.mT, B), lower=False)
+    zero = R.diagonal(dim1=-2, dim2=-1) == 0
+    first = (~zero).to(torch.int32).cumprod(-1).sum(-1)  # how many come before the first zero
+    info = torch.where(zero.any(-1), first + 1, 0)
+    return _linalg.raise_for("qr_solve", info, "a zero in place {} of R's diagonal, expected columns of full rank", x)

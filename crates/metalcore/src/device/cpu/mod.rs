@@ -94,7 +94,7 @@ impl Buffer {
     /// # Safety
     /// The buffer must hold them, initialised, and nobody may write them meanwhile.
     pub unsafe fn slice<T>(&self, len: usize) -> &[T] {
-        debug_assert!(len * size_of::<T>() <= self.bytes);
+        assert!(len * size_of::<T>() <= self.bytes);
         if len == 0 {
             return &[];
         }
@@ -108,7 +108,7 @@ impl Buffer {
     /// The buffer must hold them, and nobody else may touch them meanwhile.
     #[allow(clippy::mut_from_ref)] // the buffer is a handle; exclusive use is the caller's promise
     pub unsafe fn slice_mut<T>(&self, len: usize) -> &mut [T] {
-        debug_assert!(len * size_of::<T>() <= self.bytes);
+        assert!(len * size_of::<T>() <= self.bytes);
         if len == 0 {
             return &mut [];
         }
