@@ -185,15 +185,15 @@ def geqr2(A: Tensor) -> tuple[Tensor, Tensor]:
     k = min(A.shape[-2:])
     if work.numel() == 0:
         return A.clone(memory_format=torch.contiguous_format), A.new_zeros(*A.shape[:-2], k)
-    if takes_metal(A.device):
+    if A.device.type == "cpu" and not takes_metal(A.device):
+        work, tau = torch.geqrf(work)
+    else:  # cuSOLVER's overflows and underflows where LAPACK's does not
         work = work.clone(memory_format=torch.contiguous_format)
         tau = work.new_empty(*A.shape[:-2], k)
         for j in range(k):
             v, tau[..., j] = _householder_vector(work[..., j:, j])
             work[..., j:, j:] = _reflected(work[..., j:, j:], v, tau[..., j], "left")
             work[..., j + 1 :, j] = v[..., 1:]
-    else:
-        work, tau = torch.geqrf(work)
     return work.to(A.dtype).contiguous(), tau.to(A.dtype)
 
 
