@@ -27,7 +27,7 @@ from support import (
 
 SINGLE = (torch.float32, torch.float64)
 FORMS = list(itertools.product((True, False), repeat=3))
-SIZES = (1, 3, 17, 33, 70) if EMULATED else (1, 2, 3, 5, 8, 16, 17, 31, 32, 33, 64, 65, 100, 129, 513)
+SIZES = (1, 3, 17, 33, 70) if EMULATED else (1, 2, 3, 8, 16, 17, 33, 65, 129)
 
 
 def triangle(*shape, device, dtype):
@@ -43,7 +43,7 @@ def solved(form, A, b):
 
 def system(A, lower, transpose, unit):
     """op(A) as it is meant."""
-    a = exact(A)
+    a = exact(A, A.shape[-1] < 64)
     a = np.tril(a) if lower else np.triu(a)
     if unit:
         n = a.shape[-1]
@@ -74,7 +74,7 @@ def test_every_form_is_within_the_bar(device, dtype, n):
 @pytest.mark.nightly
 @pytest.mark.dtypes(*SINGLE)
 def test_every_size_is_within_the_bar(device, dtype):
-    for n, form in itertools.product([*range(1, 131), 255, 256, 257, 511, 512], FORMS):
+    for n, form in itertools.product([*range(1, 131), 255, 256, 257, 511, 512, 513], FORMS):
         for batch, columns in [((1,), 1), ((7,), 8), ((3,), 40)]:
             A = triangle(*batch, n, device=device, dtype=dtype)
             b = normal(*batch, n, columns, device=device, dtype=dtype)
@@ -146,14 +146,15 @@ def test_nothing_but_the_triangle_is_looked_at_and_items_do_not_touch_each_other
 
 @pytest.mark.dtypes(torch.float64)
 def test_first_and_second_derivatives_are_those_of_finite_differences(device, dtype):
-    for form, (a, b) in itertools.product(FORMS, [((3, 3), (3, 2)), ((2, 1, 2, 2), (3, 2, 1)), ((2, 2, 2), (2, 2))]):
+    broadcast = [((2, 1, 2, 2), (3, 2, 1)), ((2, 2, 2), (2, 2))]
+    for form, (a, b) in [*itertools.product(FORMS, [((3, 3), (3, 1))]), *zip(FORMS[::3], broadcast)]:
         A = triangle(*a[:-1], device=device, dtype=dtype).requires_grad_()
         B = normal(*b, device=device, dtype=dtype).requires_grad_()
         for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
             assert check(functools.partial(solved, form), (A, B))
 
 
-@pytest.mark.dtypes(*SINGLE)
+@pytest.mark.dtypes(torch.float32)
 def test_a_gradient_is_zero_outside_the_triangle_and_has_the_bits_of_compiled_code(device, dtype):
     for form in FORMS[::3]:
         lower, _, unit = form

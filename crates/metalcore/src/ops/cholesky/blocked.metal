@@ -1,12 +1,11 @@
 // Cholesky of a matrix of any size by one group: panels of 32 columns, each less the products with all columns before
 // (left-looking), so that L is written once. Rows of a panel go through threadgroup memory 128 at a time; the first 32 of
-// the panel are factored by one simd group, the others are solved for, a row a thread.
+// the panel are factored by one simd group in registers (steps.metal), the others are solved for, a row a thread.
 #define CHOLESKY_THREADS 256
-#define CHOLESKY_COLS 32
+#define CHOLESKY_COLS CHOLESKY_N
 #define CHOLESKY_ROWS 128
 #define CHOLESKY_DEPTH 16
-#define CHOLESKY_PITCH (CHOLESKY_COLS + 1)
-#define CHOLESKY_STEP (CHOLESKY_DEPTH + 1)
+#define CHOLESKY_STEP (CHOLESKY_DEPTH + 4)
 // Row i, column j of L, or of the other triangle's transpose.
 #define CHOLESKY_AT(i, j) (at + (p.upper != 0 ? (gk_i64)(j) * p.n + (i) : (gk_i64)(i) * p.n + (j)))
 
@@ -14,6 +13,7 @@ G_KERNEL(cholesky_blocked, CHOLESKY_THREADS, IN(0, real, A), IO(1, real, L), OUT
          PARAMS(3, cholesky_params, p)) {
   TG_ARRAY(real, work, CHOLESKY_ROWS * CHOLESKY_PITCH);     // factors of products, then the rows of the panel
   TG_ARRAY(real, triangle, CHOLESKY_COLS * CHOLESKY_PITCH);  // the panel's first rows
+  TG_ARRAY(real, columns, 2 * CHOLESKY_COLS);
   TG_ARRAY(real, inverses, CHOLESKY_COLS);
   const gk_ctx c = G_CTX();
   const uint n = p.n;
@@ -40,13 +40,18 @@ G_KERNEL(cholesky_blocked, CHOLESKY_THREADS, IN(0, real, A), IO(1, real, L), OUT
           right[r * CHOLESKY_STEP + k] = first + r < n ? L[CHOLESKY_AT(first + r, k0 + k)] : real(0.0f);
         }
         tg_barrier();
-        G_UNROLL for (uint k = 0; k < CHOLESKY_DEPTH; ++k) {
-          real x[4], y[4];
+        G_UNROLL for (uint k = 0; k < CHOLESKY_DEPTH; k += 4) {
+          v4 x[4], y[4];
           G_UNROLL for (uint e = 0; e < 4; ++e) {
-            x[e] = left[(r0 + e) * CHOLESKY_STEP + k];
-            y[e] = right[(c0 + e) * CHOLESKY_STEP + k];
+            x[e] = gk_tg_ld4(left, (r0 + e) * CHOLESKY_STEP + k);
+            y[e] = gk_tg_ld4(right, (c0 + e) * CHOLESKY_STEP + k);
           }
-          G_UNROLL for (uint e = 0; e < 16; ++e) sums[e] = g_fma(x[e / 4], y[e % 4], sums[e]);
+          G_UNROLL for (uint e = 0; e < 16; ++e) {
+            sums[e] = g_fma(x[e / 4].x, y[e % 4].x, sums[e]);
+            sums[e] = g_fma(x[e / 4].y, y[e % 4].y, sums[e]);
+            sums[e] = g_fma(x[e / 4].z, y[e % 4].z, sums[e]);
+            sums[e] = g_fma(x[e / 4].w, y[e % 4].w, sums[e]);
+          }
         }
         tg_barrier();
       }
@@ -64,19 +69,13 @@ G_KERNEL(cholesky_blocked, CHOLESKY_THREADS, IN(0, real, A), IO(1, real, L), OUT
       tg_barrier();
       if (base == first) {
         if (c.sg == 0) {
-          for (uint k = 0; k < width; ++k) {
-            const real d = work[k * CHOLESKY_PITCH + k], root = g_sqrt(d), inverse = real(1.0f) / root;
-            if (!(d > 0.0f) && bad == 0) bad = first + k + 1;
-            const real l = work[c.lane * CHOLESKY_PITCH + k] * inverse;
-            triangle[c.lane * CHOLESKY_PITCH + k] = c.lane > k ? l : (c.lane == k ? root : real(0.0f));
-            if (c.lane == 0) inverses[k] = inverse;
-            sg_barrier();
-            for (uint j = k + 1; j < width; ++j) {
-              const uint place = c.lane * CHOLESKY_PITCH + j;
-              if (c.lane >= j) work[place] = g_fma(-l, triangle[j * CHOLESKY_PITCH + k], work[place]);
-            }
-            sg_barrier();
-          }
+          cholesky_place m;
+          m.i = c.lane, m.n = width, m.bad = 0, m.upper = false, m.at = 0;
+          real a[CHOLESKY_COLS];
+          G_UNROLL for (uint j = 0; j < CHOLESKY_COLS; ++j) a[j] = work[c.lane * CHOLESKY_PITCH + j];
+          cholesky_rows(a, columns, triangle, L, m);
+          if (bad == 0 && m.bad != 0) bad = first + m.bad;
+          if (c.lane < width) inverses[c.lane] = real(1.0f) / triangle[c.lane * (CHOLESKY_PITCH + 1)];
         }
         tg_barrier();
       }

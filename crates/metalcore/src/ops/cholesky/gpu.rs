@@ -13,10 +13,16 @@ params! {
     Sizes as "cholesky_params" { batch: u32, n: u32, upper: u32 }
 }
 
-static TILE: Source =
-    Source { file: "cholesky/tile.metal", body: include_str!("tile.metal"), declarations: &[Sizes::DECLARATION] };
-static BLOCKED: Source =
-    Source { file: "cholesky/blocked.metal", body: include_str!("blocked.metal"), declarations: &[Sizes::DECLARATION] };
+static TILE: Source = Source {
+    file: "cholesky/tile.metal",
+    body: concat!(include_str!("steps.metal"), include_str!("tile.metal")),
+    declarations: &[Sizes::DECLARATION],
+};
+static BLOCKED: Source = Source {
+    file: "cholesky/blocked.metal",
+    body: concat!(include_str!("steps.metal"), include_str!("blocked.metal")),
+    declarations: &[Sizes::DECLARATION],
+};
 
 /// How a call is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +63,12 @@ impl Plan {
                     Define::Number("CHOLESKY_KEEP", u32::from(room <= 64)),
                 ],
             },
-            Plan::Blocked => {
-                Spec { source: &BLOCKED, entry: "cholesky_blocked", threads: 256, defines: smallvec![float64] }
-            }
+            Plan::Blocked => Spec {
+                source: &BLOCKED,
+                entry: "cholesky_blocked",
+                threads: 256,
+                defines: smallvec![float64, Define::Number("CHOLESKY_N", 32), Define::Number("CHOLESKY_KEEP", 1)],
+            },
         }
     }
 }
