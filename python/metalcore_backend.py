@@ -34,6 +34,7 @@ __all__ = [
     "larfb",
     "larft",
     "layernorm_fwd",
+    "lu_batched",
     "qr",
     "qr_batched",
     "qr_blocked",
@@ -46,6 +47,7 @@ __all__ = [
     "silu_bwd",
     "silu_fwd",
     "softmax_bwd",
+    "solve",
     "swiglu_bwd_strided",
     "swiglu_fwd",
     "syrk_batched",
@@ -163,6 +165,20 @@ def cholesky_solve_batched(L: Tensor, b: Tensor) -> Tensor:
     """X with L L' X = b, L **first**; otherwise as :func:`metalcore.cholesky_solve`."""
     _no_grad("cholesky_solve_batched", "cholesky_solve", L, b)
     return metalcore.cholesky_solve(b, L)
+
+
+def solve(A: Tensor, b: Tensor) -> Tensor:
+    """X with A X = b; as :func:`metalcore.solve`. **Waits** for the GPU."""
+    _no_grad("solve", "solve", A, b)
+    return metalcore.solve(A, b)
+
+
+def lu_batched(A: Tensor) -> tuple[Tensor, Tensor]:
+    """(LU, pivots) of every matrix of A (..., M, N); as :func:`metalcore.lu_factor_ex`, but pivots count from 0, and nothing
+    is raised where a pivot is zero."""
+    _no_grad("lu_batched", "lu_factor", A)
+    LU, pivots, _ = metalcore.lu_factor_ex(A)
+    return LU, pivots - 1
 
 
 def rmsnorm_fwd(X: Tensor, W: Optional[Tensor], eps: float) -> tuple[Tensor, Tensor]:

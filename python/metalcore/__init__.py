@@ -40,6 +40,7 @@ from .qr import QR, qr, qr_batched, qr_solve
 from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_rmsnorm, rms_norm
 from .rope import RotaryEmbedding, apply_rotary_pos_emb, apply_rotary_pos_emb_single, rope_forward, rope_fwd
 from .softmax import MetalSoftmax, fused_softmax
+from .solve import det, inv, inv_ex, lu_factor, lu_factor_ex, lu_solve, slogdet, solve, solve_ex
 from .transformers_patch import (
     apply_to,
     patch_transformers_rmsnorm,
@@ -76,6 +77,7 @@ __all__ = [
     "cholesky_solve",
     "config",
     "cross_entropy",
+    "det",
     "disable_pytorch_overrides",
     "embedding_bag",
     "enable_pytorch_overrides",
@@ -91,10 +93,15 @@ __all__ = [
     "householder_vector",
     "householder_wy",
     "index_select",
+    "inv",
+    "inv_ex",
     "is_patched",
     "kl_div",
     "kl_div_topk",
     "layer_norm",
+    "lu_factor",
+    "lu_factor_ex",
+    "lu_solve",
     "metal_gelu",
     "metal_silu",
     "patch_comfy",
@@ -108,6 +115,9 @@ __all__ = [
     "rope_forward",
     "rope_fwd",
     "scatter_add",
+    "slogdet",
+    "solve",
+    "solve_ex",
     "swiglu",
     "swiglu_bwd",
     "trsm",

@@ -32,6 +32,8 @@ mod rms_norm;
 mod rope;
 #[path = "../src/ops/softmax/bench.rs"]
 mod softmax;
+#[path = "../src/ops/solve/bench.rs"]
+mod solve;
 #[path = "../src/ops/trsm/bench.rs"]
 mod trsm;
 
@@ -86,6 +88,7 @@ fn main() {
         adamw,
         cholesky,
         trsm,
+        solve,
         cross_entropy,
         embedding_bag,
         indexing,

@@ -74,6 +74,7 @@ pub fn all() -> Vec<Unit> {
         ops::rms_norm::units(),
         ops::rope::units(),
         ops::softmax::units(),
+        ops::solve::units(),
     ];
     units.into_iter().flatten().collect()
 }

@@ -12,6 +12,7 @@ pub mod qr;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
+pub mod solve;
 pub mod trsm;
 
 use crate::operator::Operator;
@@ -27,6 +28,7 @@ const OPERATORS: &[&[Operator]] = &[
     rms_norm::OPERATORS,
     rope::OPERATORS,
     softmax::OPERATORS,
+    solve::OPERATORS,
     cross_entropy::OPERATORS,
     layer_norm::OPERATORS,
     kl_div::OPERATORS,

@@ -12,4 +12,5 @@ pub mod qr;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
+pub mod solve;
 pub mod trsm;

@@ -20,6 +20,7 @@ from . import (
     rms_norm,
     rope,
     softmax,
+    solve,
     trsm,
 )
 
@@ -38,6 +39,7 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("qr", "QR: single, rectangular, batched", qr.cases, qr.host_calls),
     Selector("cholesky", "Cholesky: factor, status, solution", cholesky.cases, cholesky.host_calls),
     Selector("trsm", "Triangular systems: 1 and 8 right sides, every form", trsm.cases, trsm.host_calls),
+    Selector("solve", "Systems of linear equations: solve_ex, inv_ex", solve.cases, solve.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector(
         "activations", "GELU, SiLU, bias forms, gates: forward, forward + backward", activations.cases, activations.host_calls

@@ -121,6 +121,8 @@ pub trait Real:
     fn opposite_sign<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// a < b
     fn less<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Mask<S>;
+    /// a = b
+    fn equal<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Mask<S>;
     /// Whether a lane is true.
     fn any<S: Simd>(simd: S, mask: Self::Mask<S>) -> bool;
     /// `yes` where true, else `no`.
@@ -161,7 +163,7 @@ macro_rules! real {
      reduction { $($reduction_name:ident = $reduction:ident),* }
      quadruples { $($quad_name:ident = $quad:ident),* }
      $borrow:ident, $get:expr, $put:ident, $as_vectors:ident, $as_vectors_mut:ident, $load:ident, $store:ident,
-     $splat:ident, $less:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident, $exp:ident, $exp2:ident) => {
+     $splat:ident, $less:ident, $equal:ident, $first_true:ident, $select:ident, $and:ident, $or:ident, $not:ident, $abs:ident, $exp:ident, $exp2:ident) => {
         impl Real for $t {
             type Vector<S: Simd> = S::$vector;
             type Mask<S: Simd> = S::$mask;
@@ -256,6 +258,10 @@ macro_rules! real {
                 simd.$less(a, b)
             }
             #[inline(always)]
+            fn equal<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$mask {
+                simd.$equal(a, b)
+            }
+            #[inline(always)]
             fn any<S: Simd>(simd: S, mask: S::$mask) -> bool {
                 simd.$first_true(mask) < S::$lanes
             }
@@ -274,7 +280,7 @@ real! {
     reduction { sum = reduce_sum_f32s, largest = reduce_max_f32s }
     quadruples { from_quadruples = deinterleave_shfl_f32s, to_quadruples = interleave_shfl_f32s }
     as_f32, Storage::to_f32, from_f32, as_simd_f32s, as_mut_simd_f32s, load_f32, store_f32,
-    splat_f32s, less_than_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s, exp_f32, exp2_f32
+    splat_f32s, less_than_f32s, equal_f32s, first_true_m32s, select_f32s, and_f32s, or_f32s, not_f32s, abs_f32s, exp_f32, exp2_f32
 }
 real! {
     f64, u64, f64s, m64s, F64_LANES, bias 1023, mantissa 52;
@@ -284,7 +290,7 @@ real! {
     reduction { sum = reduce_sum_f64s, largest = reduce_max_f64s }
     quadruples { from_quadruples = deinterleave_shfl_f64s, to_quadruples = interleave_shfl_f64s }
     as_f64, Storage::exact, round_f64, as_simd_f64s, as_mut_simd_f64s, load_f64, store_f64,
-    splat_f64s, less_than_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s, exp_f64, exp2_f64
+    splat_f64s, less_than_f64s, equal_f64s, first_true_m64s, select_f64s, and_f64s, or_f64s, not_f64s, abs_f64s, exp_f64, exp2_f64
 }
 
 /// Lets tests run kernels as on a lesser processor.
