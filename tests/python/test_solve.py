@@ -29,9 +29,8 @@ from support import (
 )
 
 SINGLE = (torch.float32, torch.float64)
-SIZES = (
-    (1, 2, 3, 7, 16, 17, 32, 33, 64, 65) if EMULATED else (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 127, 128, 129, 200)
-)
+SIZES = (1, 2, 7, 17, 33, 65) if EMULATED else (1, 2, 3, 5, 8, 16, 17, 32, 33, 48, 65)
+MORE_SIZES = (3, 8, 15, 16, 31, 32, 48, 63, 64, 100, 127, 128, 129, 200)
 BAR = 10.0
 
 
@@ -67,11 +66,11 @@ def regular(n, dtype, device):
     return A[kept].to(device)
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", [*SIZES, *(pytest.param(n, marks=pytest.mark.nightly) for n in MORE_SIZES if n not in SIZES)])
 @pytest.mark.dtypes(*SINGLE)
 def test_solutions_of_every_family_are_within_the_bar(device, dtype, n):
     A = regular(n, dtype, device)
-    for k in (1, 5) if EMULATED else (1, 8, n):
+    for k in (1, 5) if EMULATED else (1, 8):
         B = normal(len(A), n, k, device=device, dtype=dtype)
         with Unchanged(A, B):
             X, info = metalcore.solve_ex(A, B)
@@ -92,7 +91,7 @@ def test_solutions_of_every_family_are_within_the_bar(device, dtype, n):
     assert (ratio <= (3 if n < 16 else 1)).all(), ratio
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 7), (7, 3), (16, 16), (33, 20), (20, 33), (70, 65), (5, 140), (140, 5)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (3, 7), (7, 3), (16, 16), (33, 20), (5, 140), (140, 5)], ids=str)
 @pytest.mark.dtypes(*SINGLE)
 def test_factors_of_every_family_are_within_the_bar(device, dtype, size):
     items, A = families(*size, dtype)
@@ -147,7 +146,7 @@ def test_right_sides_are_vectors_or_matrices_as_in_torch(device, dtype, a, b, x)
     A = normal(*a, device=device, dtype=torch.float32)
     A = (A + 4 * torch.eye(a[-1], device=device)).to(dtype)
     rhs = normal(*b, device=device, dtype=dtype)
-    X, _info = metalcore.solve_ex(A, rhs)
+    X = metalcore.solve_ex(A, rhs).result
     assert X.shape == x and X.is_contiguous() and X.dtype == dtype
     expected = torch.linalg.solve(A.cpu().double(), rhs.cpu().double())
     assert expected.shape == x
@@ -246,7 +245,7 @@ def well(*shape, dtype=torch.float64, device="cpu"):
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.dtypes(torch.float64)
 def test_derivatives_of_solve_are_those_of_finite_differences(device, dtype, left):
-    cases = [((3, 3), (3, 2)), ((2, 3, 3), (2, 2, 3, 1))] + ([((2, 3, 3), (2, 3)), ((3, 3), (3,))] if left else [])
+    cases = [((3, 3), (3, 2)), ((2, 2, 2), (2, 1, 2, 1))] + ([((2, 2, 2), (2, 2)), ((3, 3), (3,))] if left else [])
     for a, b in cases:
         b = b if left else (*b[:-2], b[-1], b[-2])
         A, b = well(*a, device=device), torch.randn(b, dtype=dtype, device=device, requires_grad=True)
@@ -257,26 +256,43 @@ def test_derivatives_of_solve_are_those_of_finite_differences(device, dtype, lef
 
 @pytest.mark.dtypes(torch.float64)
 def test_derivatives_of_inverses_and_determinants(device, dtype):
-    A = well(2, 3, 3, device=device)
+    A = well(3, 3, device=device)
     for call in (metalcore.inv, metalcore.det, metalcore.slogdet):
         assert torch.autograd.gradcheck(call, (A,))
         assert torch.autograd.gradgradcheck(call, (A,))
 
 
-@pytest.mark.parametrize("size", [(3, 3), (5, 3), (3, 5), (1, 1)], ids=str)
+@pytest.mark.dtypes(*SINGLE)
+def test_the_determinant_of_a_singular_matrix_has_the_gradient_of_its_cofactors(device, dtype):
+    for n in (1, 2, 4, 5):
+        A = normal(2, n, n, device=device, dtype=dtype)
+        A[0, :, -1] = 0
+        A[1, :, 0] = 0
+        A.requires_grad_()
+        (grad,) = torch.autograd.grad(metalcore.det(A).sum(), A)
+        for item in range(2):
+            wide = A[item].detach().cpu().double()
+            for i in range(n):
+                for j in range(n):
+                    minor = wide[[r for r in range(n) if r != i]][:, [c for c in range(n) if c != j]]
+                    want = (-1) ** (i + j) * torch.linalg.det(minor)
+                    assert abs(grad[item, i, j].cpu().double() - want) <= 1e4 * ROUNDOFF[dtype] * (1 + abs(want))
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 2), (2, 4)], ids=str)
 @pytest.mark.dtypes(torch.float64)
 def test_derivatives_of_factors_and_of_solutions_by_them(device, dtype, size):
-    A = torch.randn(2, *size, dtype=dtype, device=device, requires_grad=True)
+    A = torch.randn(*size, dtype=dtype, device=device, requires_grad=True)
     factor = lambda A: metalcore.lu_factor(A).LU  # noqa: E731
     assert torch.autograd.gradcheck(factor, (A,))
     assert torch.autograd.gradgradcheck(factor, (A,))
     if size[0] != size[1]:
         return
-    LU, pivots = (t.detach() for t in metalcore.lu_factor(A))
+    LU, pivots = (t.detach() for t in metalcore.lu_factor(A[:2, :2]))
     LU.requires_grad_()
     for left in (True, False):
         for adjoint in (True, False):
-            b = torch.randn(2, *size, dtype=dtype, device=device, requires_grad=True)
+            b = torch.randn(2, 2, dtype=dtype, device=device, requires_grad=True)
             call = lambda LU, b: metalcore.lu_solve(LU, pivots, b, left=left, adjoint=adjoint)  # noqa: B023, E731
             assert torch.autograd.gradcheck(call, (LU, b))
             assert torch.autograd.gradgradcheck(call, (LU, b))
