@@ -10,7 +10,9 @@ import metalcore
 import torch
 from metalcore import householder
 from metalcore._errors import translate, wrong
+from metalcore._linalg import check_matrix
 from metalcore._operators import HALVES, check_tensors, needs_grad
+from metalcore.svd import column_order, column_signs
 from torch import Tensor
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "bias_silu_fwd",
     "cholesky_batched",
     "cholesky_solve_batched",
+    "column_norm_sort",
     "cross_entropy_fwd",
     "embedding_bag",
     "frobenius_norm_batched",
@@ -44,10 +47,12 @@ __all__ = [
     "rope_fwd",
     "rope_fwd_qk",
     "scatter_add",
+    "sign_canonicalize",
     "silu_bwd",
     "silu_fwd",
     "softmax_bwd",
     "solve",
+    "svd_forward",
     "swiglu_bwd_strided",
     "swiglu_fwd",
     "syrk_batched",
@@ -179,6 +184,39 @@ def lu_batched(A: Tensor) -> tuple[Tensor, Tensor]:
     _no_grad("lu_batched", "lu_factor", A)
     LU, pivots, _ = metalcore.lu_factor_ex(A)
     return LU, pivots - 1
+
+
+def svd_forward(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, S, V), thin, descending, with the signs of :func:`metalcore.svd`. Waits for the GPU."""
+    _no_grad("svd_forward", "svd", A)
+    return tuple(metalcore.svd(A))
+
+
+def sign_canonicalize(U: Tensor, V: Tensor) -> None:
+    """Negates, in both, the columns in which the entry of largest magnitude of U (..., M, K), the first one on a tie, is
+    negative. In place on U and V (..., N, K), of any strides."""
+    _no_grad("sign_canonicalize", "svd", U, V)
+    check_tensors("sign_canonicalize", U=U, V=V)
+    if U.ndim < 2 or V.ndim != U.ndim or U.shape[:-2] != V.shape[:-2] or U.shape[-1] != V.shape[-1]:
+        expected = f"as many columns and the same batch as U of shape {list(U.shape)}"
+        raise ValueError(wrong("sign_canonicalize", "V", f"shape {list(V.shape)}", expected))
+    if U.numel() == 0:
+        return
+    signs = column_signs(U)
+    U.mul_(signs)
+    V.mul_(signs.to(V.dtype))
+
+
+def column_norm_sort(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A (..., M, N) with its columns by descending 2-norm, equal ones in their order, and their numbers (..., N), int32."""
+    _no_grad("column_norm_sort", "svd", A)
+    check_matrix("column_norm_sort", "A", A)
+    if A.shape[-2] == 0:
+        order = torch.arange(A.shape[-1], device=A.device).expand(A.shape[:-2] + A.shape[-1:])
+        return A.clone(memory_format=torch.contiguous_format), order.to(torch.int32).contiguous()
+    wide = A if A.dtype == torch.float64 else A.float()
+    order = column_order(wide)
+    return A.gather(-1, order.unsqueeze(-2).expand(A.shape)), order.to(torch.int32)
 
 
 def rmsnorm_fwd(X: Tensor, W: Optional[Tensor], eps: float) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from importlib.metadata import version as _version
 
 from . import config
 from ._linear_cross_entropy import fused_linear_cross_entropy
+from ._lstsq import Lstsq, lstsq, pinv
 from ._operators import has_cuda_kernels, has_metal_kernels
 from .activations import (
     MetalGELU,
@@ -41,6 +42,7 @@ from .rms_norm import FusedAddRMSNorm, MetalRMSNorm, RMSNormFunction, fused_add_
 from .rope import RotaryEmbedding, apply_rotary_pos_emb, apply_rotary_pos_emb_single, rope_forward, rope_fwd
 from .softmax import MetalSoftmax, fused_softmax
 from .solve import det, inv, inv_ex, lu_factor, lu_factor_ex, lu_solve, slogdet, solve, solve_ex
+from .svd import SVD, svd, svdvals
 from .transformers_patch import (
     apply_to,
     patch_transformers_rmsnorm,
@@ -53,8 +55,10 @@ from .trsm import trsm, trsm_batched
 __version__ = _version("metalcore")
 __all__ = [
     "QR",
+    "SVD",
     "CholeskyEx",
     "FusedAddRMSNorm",
+    "Lstsq",
     "MetalAdamW",
     "MetalEmbeddingBag",
     "MetalGELU",
@@ -99,6 +103,7 @@ __all__ = [
     "kl_div",
     "kl_div_topk",
     "layer_norm",
+    "lstsq",
     "lu_factor",
     "lu_factor_ex",
     "lu_solve",
@@ -108,6 +113,7 @@ __all__ = [
     "patch_transformers_rmsnorm",
     "patch_transformers_rope",
     "patch_transformers_swiglu",
+    "pinv",
     "qr",
     "qr_batched",
     "qr_solve",
@@ -118,6 +124,8 @@ __all__ = [
     "slogdet",
     "solve",
     "solve_ex",
+    "svd",
+    "svdvals",
     "swiglu",
     "swiglu_bwd",
     "trsm",

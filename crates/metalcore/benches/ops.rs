@@ -34,6 +34,8 @@ mod rope;
 mod softmax;
 #[path = "../src/ops/solve/bench.rs"]
 mod solve;
+#[path = "../src/ops/svd/bench.rs"]
+mod svd;
 #[path = "../src/ops/trsm/bench.rs"]
 mod trsm;
 
@@ -89,6 +91,7 @@ fn main() {
         cholesky,
         trsm,
         solve,
+        svd,
         cross_entropy,
         embedding_bag,
         indexing,

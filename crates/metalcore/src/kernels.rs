@@ -70,6 +70,7 @@ pub fn all() -> Vec<Unit> {
         ops::layer_norm::units(),
         ops::trsm::units(),
         ops::cholesky::units(),
+        ops::svd::units(),
         ops::qr::units(),
         ops::rms_norm::units(),
         ops::rope::units(),

@@ -155,6 +155,32 @@ def solve_gates(A: Tensor, b: Tensor, X: Tensor) -> list[Gate]:
     return [Gate("residual", ratio, max(SOLVE_BAR, A.shape[-1] / 50))]
 
 
+def svd_gates(A: Tensor, U: Tensor | None, S: Tensor, V: Tensor | None) -> list[Gate]:
+    """Gates of a thin SVD of A (..., M, N): reconstruction, orthogonality of U and V, singular values (alone, if there is
+    no U), 1-norms, worst batch item."""
+    m, n = A.shape[-2], A.shape[-1]
+    small, large = min(m, n), max(m, n)
+    u = UNIT_ROUNDOFF[S.dtype]
+    half = S.dtype in HALF_DTYPES
+    A64, S64 = wide(A), wide(S)
+    exact = torch.linalg.svdvals(A64.cpu()).to(S64.device)
+    bars = HALF_BARS if half else (7.0, 2.0, 1.0, 1.0)
+    missed = (S64 - exact).abs().amax(-1)
+    values = worst(torch.where(missed == 0, missed, missed / (large * u * exact[..., 0])))
+    gates = [Gate("values", values, bar_of_class(small, bars))]
+    if U is None or V is None:
+        return gates
+    U64, V64 = wide(U), wide(V)
+    missed, norm = one_norm(A64 - (U64 * S64.unsqueeze(-2)) @ V64.mT), one_norm(A64)
+    reconstruction = worst(torch.where(missed == 0, missed, missed / (large * u * norm)))
+    identity = torch.eye(small, dtype=torch.float64, device=U64.device)
+    gates.append(Gate("reconstruction", reconstruction, bar_of_class(small, HALF_BARS if half else RECONSTRUCTION_BARS)))
+    for name, Q, rows in (("orthogonality of U", U64, m), ("orthogonality of V", V64, n)):
+        ratio = worst(one_norm(identity - Q.mT @ Q) / (rows * u))
+        gates.append(Gate(name, ratio, bar_of_class(small, HALF_BARS if half else ORTHOGONALITY_BARS)))
+    return gates
+
+
 def one_norm(X: Tensor) -> Tensor:
     """Largest column sum of magnitudes, per batch item."""
     return X.abs().sum(-2).amax(-1)

@@ -13,6 +13,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
 pub mod solve;
+pub mod svd;
 pub mod trsm;
 
 use crate::operator::Operator;
@@ -24,6 +25,7 @@ const OPERATORS: &[&[Operator]] = &[
     indexing::OPERATORS,
     trsm::OPERATORS,
     cholesky::OPERATORS,
+    svd::OPERATORS,
     qr::OPERATORS,
     rms_norm::OPERATORS,
     rope::OPERATORS,

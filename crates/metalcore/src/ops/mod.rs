@@ -13,4 +13,5 @@ pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
 pub mod solve;
+pub mod svd;
 pub mod trsm;

@@ -21,6 +21,7 @@ from . import (
     rope,
     softmax,
     solve,
+    svd,
     trsm,
 )
 
@@ -53,6 +54,7 @@ SELECTORS: tuple[Selector, ...] = (
     ),
     Selector("embedding", "Embedding bag: forward, forward + backward", embedding_bag.cases, embedding_bag.host_calls),
     Selector("scatter", "gather, scatter_add, index_select", indexing.cases, indexing.host_calls),
+    Selector("svd", "SVD thin, singular values, Gaussian", svd.cases, svd.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
