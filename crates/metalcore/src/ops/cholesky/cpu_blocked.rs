@@ -96,14 +96,15 @@ fn products<T: Real, S: Simd>(simd: S, n: usize, l: &[T], row: usize, column: us
             }
         }
     }
-    let (x, y) = (a.map(|pair| pair.1), b.map(|pair| pair.1));
-    let mut results = sums.map(|line| line.map(|sum| T::sum(simd, sum)));
-    for k in 0..x[0].len() {
-        for r in 0..4 {
+    // What is left of a register is filled with zeros.
+    if !a[0].1.is_empty() {
+        let y = b.map(|pair| T::load_part(simd, pair.1));
+        for (sums, pair) in sums.iter_mut().zip(a) {
+            let x = T::load_part(simd, pair.1);
             for c in 0..4 {
-                results[r][c] += x[r][k] * y[c][k];
+                sums[c] = T::mul_add(simd, x, y[c], sums[c]);
             }
         }
     }
-    results
+    sums.map(|line| line.map(|sum| T::sum(simd, sum)))
 }
