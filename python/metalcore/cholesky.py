@@ -126,7 +126,7 @@ def _factor(op: str, A: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
             return _factored_apply(A, upper)
         with torch._C._AutoDispatchBelowAutograd():
             return _op(A, upper)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         check_matrix(op, "A", A, square=True)
         raise translate(error) from None
 

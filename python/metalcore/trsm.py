@@ -158,7 +158,7 @@ def checked_solve(op: str, A: Tensor, b: Tensor, upper: bool, matrix: int, unit:
         return X.squeeze(-1) if is_vector else X
     try:
         return solve(A, b, upper, matrix, unit)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         check_matrix(op, names[0], A, square=True)
         right_side(op, A, b, names=names)
         raise translate(error) from None
