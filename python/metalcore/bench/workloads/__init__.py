@@ -41,6 +41,7 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("cholesky", "Cholesky: factor, status, solution", cholesky.cases, cholesky.host_calls),
     Selector("trsm", "Triangular systems: 1 and 8 right sides, every form", trsm.cases, trsm.host_calls),
     Selector("solve", "Systems of linear equations: solve_ex, inv_ex", solve.cases, solve.host_calls),
+    Selector("svd", "SVD thin, singular values, Gaussian", svd.cases, svd.host_calls),
     Selector("rmsnorm", "RMS norm and fused add + RMS norm: forward, forward + backward", rms_norm.cases, rms_norm.host_calls),
     Selector(
         "activations", "GELU, SiLU, bias forms, gates: forward, forward + backward", activations.cases, activations.host_calls
@@ -54,7 +55,6 @@ SELECTORS: tuple[Selector, ...] = (
     ),
     Selector("embedding", "Embedding bag: forward, forward + backward", embedding_bag.cases, embedding_bag.host_calls),
     Selector("scatter", "gather, scatter_add, index_select", indexing.cases, indexing.host_calls),
-    Selector("svd", "SVD thin, singular values, Gaussian", svd.cases, svd.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 

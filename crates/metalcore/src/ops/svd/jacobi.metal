@@ -46,11 +46,11 @@ G_FN real svd_near(real v) {
   return v;
 }
 G_FN uint svd_slot(gk_ctx c) { return SVD_PAIRS < 32 ? c.sg * SVD_PAIRS + c.lane : c.tid; }
-// The sum over the threads of a pair. `half` alternates from call to call.
-G_FN real svd_sum(real v, svd_memory m, uint half, gk_ctx c) {
+// The sum over the threads of a pair. `side` alternates from call to call.
+G_FN real svd_sum(real v, svd_memory m, uint side, gk_ctx c) {
   v = svd_near(v);
 #if SVD_WIDE
-  TG(real) partial = m.partial + half * SVD_PARTIAL;
+  TG(real) partial = m.partial + side * SVD_PARTIAL;
   if (c.lane < SVD_PAIRS) partial[svd_slot(c)] = v;
   tg_barrier();
   v = 0.0f;
@@ -117,7 +117,7 @@ G_FN void svd_norms(PRIVREF(svd_pair) d, svd_memory m, gk_ctx c) {
 }
 
 // Rotates every pair once. Whether this thread's was not orthogonal.
-G_FN bool svd_round(PRIVREF(svd_pair) d, real tol, bool vectors, svd_memory m, uint half, gk_ctx c) {
+G_FN bool svd_round(PRIVREF(svd_pair) d, real tol, bool vectors, svd_memory m, uint side, gk_ctx c) {
   real g0 = 0.0f, g1 = 0.0f;
   G_UNROLL for (uint i = 0; i < SVD_R; i += 2) {
     g0 += d.x[i] * d.y[i];
@@ -144,7 +144,7 @@ G_FN bool svd_round(PRIVREF(svd_pair) d, real tol, bool vectors, svd_memory m, u
   r.tau = m.turns[SVD_PAIRS + pair];
   r.shift = m.turns[2 * SVD_PAIRS + pair];
 #else
-  const svd_turn r = svd_angle(d.mx[0], d.my[0], svd_sum(g0 + g1, m, half, c), tol);
+  const svd_turn r = svd_angle(d.mx[0], d.my[0], svd_sum(g0 + g1, m, side, c), tol);
 #endif
   const bool turned = r.s != 0.0f;
   if (sg_any(turned)) {
@@ -171,12 +171,12 @@ G_FN bool svd_round(PRIVREF(svd_pair) d, real tol, bool vectors, svd_memory m, u
 G_FN bool svd_sweep(PRIVREF(svd_pair) d, real tol, bool vectors, bool across, svd_memory m, gk_ctx c) {
   const uint pair = c.tid % SVD_PAIRS;
   bool turned = false;
-  uint half = 0;
+  uint side = 0;
   svd_norms(d, m, c);
   for (uint span = SVD_PAIRS; span > 0; span /= 2) {
     for (uint r = 1; r <= span; ++r) {
-      if (svd_round(d, tol, vectors, m, half, c)) turned = true;
-      half = 1 - half;
+      if (svd_round(d, tol, vectors, m, side, c)) turned = true;
+      side = 1 - side;
       const uint mask = r & (0u - r);
       if (r < span) {
         svd_move<SVD_R>(d.y, mask, m, c);
