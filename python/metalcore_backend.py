@@ -22,6 +22,7 @@ __all__ = [
     "cholesky_solve_batched",
     "column_norm_sort",
     "cross_entropy_fwd",
+    "eigh_forward",
     "embedding_bag",
     "frobenius_norm_batched",
     "fused_add_layernorm",
@@ -72,6 +73,12 @@ def _call(operator: Any, *args: Any) -> Any:
         return operator(*args)
     except RuntimeError as error:
         raise translate(error) from None
+
+
+def eigh_forward(A: Tensor) -> tuple[Tensor, Tensor]:
+    """(L, Q) of every symmetric matrix of A (..., N, N), of which the lower triangle is read; as :func:`metalcore.eigh`."""
+    _no_grad("eigh_forward", "eigh", A)
+    return tuple(metalcore.eigh(A))
 
 
 def qr(A: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from .adamw import MetalAdamW
 from .cholesky import CholeskyEx, cholesky, cholesky_ex, cholesky_solve
 from .comfy_patch import is_patched, patch_comfy, unpatch_comfy
 from .cross_entropy import cross_entropy
+from .eigh import Eigh, eigh, eigvalsh
 from .embedding_bag import MetalEmbeddingBag, embedding_bag
 from .householder import (
     apply_householder,
@@ -57,6 +58,7 @@ __all__ = [
     "QR",
     "SVD",
     "CholeskyEx",
+    "Eigh",
     "FusedAddRMSNorm",
     "Lstsq",
     "MetalAdamW",
@@ -83,6 +85,8 @@ __all__ = [
     "cross_entropy",
     "det",
     "disable_pytorch_overrides",
+    "eigh",
+    "eigvalsh",
     "embedding_bag",
     "enable_pytorch_overrides",
     "fused_add_layernorm",

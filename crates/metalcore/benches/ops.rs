@@ -16,6 +16,8 @@ mod adamw;
 mod cholesky;
 #[path = "../src/ops/cross_entropy/bench.rs"]
 mod cross_entropy;
+#[path = "../src/ops/eigh/bench.rs"]
+mod eigh;
 #[path = "../src/ops/embedding_bag/bench.rs"]
 mod embedding_bag;
 #[path = "../src/ops/indexing/bench.rs"]
@@ -92,6 +94,7 @@ fn main() {
         trsm,
         solve,
         svd,
+        eigh,
         cross_entropy,
         embedding_bag,
         indexing,

@@ -71,6 +71,7 @@ pub fn all() -> Vec<Unit> {
         ops::trsm::units(),
         ops::cholesky::units(),
         ops::svd::units(),
+        ops::eigh::units(),
         ops::qr::units(),
         ops::rms_norm::units(),
         ops::rope::units(),

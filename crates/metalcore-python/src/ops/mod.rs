@@ -4,6 +4,7 @@ pub mod activations;
 pub mod adamw;
 pub mod cholesky;
 pub mod cross_entropy;
+pub mod eigh;
 pub mod embedding_bag;
 pub mod indexing;
 pub mod kl_div;
@@ -26,6 +27,7 @@ const OPERATORS: &[&[Operator]] = &[
     trsm::OPERATORS,
     cholesky::OPERATORS,
     svd::OPERATORS,
+    eigh::OPERATORS,
     qr::OPERATORS,
     rms_norm::OPERATORS,
     rope::OPERATORS,

@@ -4,6 +4,7 @@ pub mod activations;
 pub mod adamw;
 pub mod cholesky;
 pub mod cross_entropy;
+pub mod eigh;
 pub mod embedding_bag;
 pub mod indexing;
 pub mod kl_div;

@@ -12,6 +12,7 @@ from . import (
     adamw,
     cholesky,
     cross_entropy,
+    eigh,
     embedding_bag,
     indexing,
     kl_div,
@@ -55,6 +56,7 @@ SELECTORS: tuple[Selector, ...] = (
     ),
     Selector("embedding", "Embedding bag: forward, forward + backward", embedding_bag.cases, embedding_bag.host_calls),
     Selector("scatter", "gather, scatter_add, index_select", indexing.cases, indexing.host_calls),
+    Selector("eigh", "Symmetric eigenproblems: with vectors, values alone", eigh.cases, eigh.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 
