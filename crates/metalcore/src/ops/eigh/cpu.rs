@@ -60,7 +60,7 @@ struct Solve<'a, 'b, T> {
 }
 
 /// Numbers of the type: sums of squares below `tiny_square` are those of zeros beside a matrix of norm 1, and
-/// off-diagonal entries below `negligible` are within its error.
+/// off-diagonal entries below `negligible`, N / 16 roundoffs, are within its error.
 struct Limits<T> {
     tiny_square: T,
     roundoff: T,
@@ -69,12 +69,12 @@ struct Limits<T> {
 }
 
 impl<T: Real> Limits<T> {
-    fn new() -> Limits<T> {
+    fn new(n: usize) -> Limits<T> {
         let (square, roundoff, exponent) = if size_of::<T>() == 4 { (100, 24, 125) } else { (900, 53, 1021) };
         Limits {
             tiny_square: T::power_of_two(-square),
             roundoff: T::power_of_two(-roundoff),
-            negligible: T::power_of_two(-roundoff - 4),
+            negligible: T::power_of_two(-roundoff - 4) * T::from_f64(n as f64),
             exponent,
         }
     }
@@ -97,7 +97,7 @@ impl<T: Real> WithSimd for Solve<'_, '_, T> {
         let (q, rest) = rest.split_at_mut(if vectors { n * n } else { 0 });
         let (d, rest) = rest.split_at_mut(n);
         let (e, work) = rest.split_at_mut(n);
-        let limits = Limits::<T>::new();
+        let limits = Limits::<T>::new(n);
         load(simd, pack.a, n * n, a);
         if triangle == Triangle::Upper {
             for i in 0..n {
@@ -358,7 +358,9 @@ fn reflect<T: Real, S: Simd, const W: usize>(
             sums[x] = T::mul_add(simd, *u, row[x], sums[x]);
         }
     }
-    let sums = sums.map(|sum| T::vmul(simd, sum, tau));
+    for x in 0..W {
+        sums[x] = T::vmul(simd, sums[x], tau);
+    }
     for (u, row) in u[first..n].iter().zip(q[first * n..].chunks_exact_mut(n)) {
         let row = &mut row[c..c + W];
         for x in 0..W {
@@ -439,8 +441,7 @@ fn diagonalise<T: Real, S: Simd>(
         for i in (start..end).rev() {
             let place = T::splat(simd, index(i));
             let below = T::less(simd, place, to);
-            let active_from = T::less(simd, place, from);
-            let pick = |yes, no| T::select(simd, active_from, no, T::select(simd, below, yes, no));
+            let above = T::less(simd, place, from);
             let f = T::vmul(simd, s, e[i]);
             let b = T::vmul(simd, c, e[i]);
             let square = T::mul_add(simd, f, f, T::vmul(simd, g, g));
@@ -450,24 +451,27 @@ fn diagonalise<T: Real, S: Simd>(
             let s_next = T::select(simd, none, zero, T::vdiv(simd, f, r));
             let c_next = T::select(simd, none, one, T::vdiv(simd, g, r));
             let last = T::less(simd, T::splat(simd, index(i + 1)), to);
-            e[i + 1] = pick(T::select(simd, last, r, zero), e[i + 1]);
+            e[i + 1] = within::<T, S>(simd, above, below, T::select(simd, last, r, zero), e[i + 1]);
             let d_shifted = T::vsub(simd, d[i + 1], p);
             let t =
                 T::mul_add(simd, T::vsub(simd, d[i], d_shifted), s_next, T::vmul(simd, two, T::vmul(simd, c_next, b)));
             let p_next = T::vmul(simd, s_next, t);
-            d[i + 1] = pick(T::vadd(simd, d_shifted, p_next), d[i + 1]);
+            d[i + 1] = within::<T, S>(simd, above, below, T::vadd(simd, d_shifted, p_next), d[i + 1]);
             let g_next = T::vsub(simd, T::vmul(simd, c_next, t), b);
-            sines[i] = pick(s_next, zero);
+            sines[i] = within::<T, S>(simd, above, below, s_next, zero);
             taus[i] = T::vdiv(simd, sines[i], T::vadd(simd, one, c_next));
-            (s, c, p, g) = (pick(s_next, s), pick(c_next, c), pick(p_next, p), pick(g_next, g));
+            s = within::<T, S>(simd, above, below, s_next, s);
+            c = within::<T, S>(simd, above, below, c_next, c);
+            p = within::<T, S>(simd, above, below, p_next, p);
+            g = within::<T, S>(simd, above, below, g_next, g);
         }
         for i in start..end {
             let place = T::splat(simd, index(i));
             let first = T::less(simd, place, from);
             let later = T::less(simd, from, place);
-            let here = |yes, no| T::select(simd, first, no, T::select(simd, later, no, yes));
-            d[i] = here(T::vsub(simd, d[i], p), d[i]);
-            e[i] = here(g, e[i]);
+            let shifted = T::select(simd, later, d[i], T::vsub(simd, d[i], p));
+            d[i] = T::select(simd, first, d[i], shifted);
+            e[i] = T::select(simd, first, e[i], T::select(simd, later, e[i], g));
         }
         let (sines, taus) = (&sines[start..end], &taus[start..end]);
         let mut rows = q.chunks_exact_mut(4 * n);
@@ -478,7 +482,11 @@ fn diagonalise<T: Real, S: Simd>(
             rotate::<T, S, 1>(simd, n, start, sines, taus, row);
         }
     }
-    e[start..n - 1].iter().fold(zero, |sum, e| T::vadd(simd, sum, T::vabs(simd, *e)))
+    let mut left = zero;
+    for e in &e[start..n - 1] {
+        left = T::vadd(simd, left, T::vabs(simd, *e));
+    }
+    left
 }
 
 /// The rotations of a chase, last first, applied to columns `start` and after of R rows: x -= s (y + tau x),
@@ -495,7 +503,10 @@ fn rotate<T: Real, S: Simd, const R: usize>(
     let end = start + sines.len();
     let mut rows = rows.chunks_exact_mut(n);
     let rows: [&mut [T::Vector<S>]; R] = std::array::from_fn(|_| &mut rows.next().expect("R rows")[start..=end]);
-    let mut carried: [T::Vector<S>; R] = std::array::from_fn(|r| rows[r][sines.len()]);
+    let mut carried = [T::splat(simd, T::default()); R];
+    for r in 0..R {
+        carried[r] = rows[r][sines.len()];
+    }
     for i in (0..sines.len()).rev() {
         let (s, tau) = (sines[i], taus[i]);
         for r in 0..R {
@@ -507,6 +518,18 @@ fn rotate<T: Real, S: Simd, const R: usize>(
     for r in 0..R {
         rows[r][0] = carried[r];
     }
+}
+
+/// `yes` in lanes whose block has the place: neither above its first row nor from its last on; else `no`.
+#[inline(always)]
+fn within<T: Real, S: Simd>(
+    simd: S,
+    above: T::Mask<S>,
+    below: T::Mask<S>,
+    yes: T::Vector<S>,
+    no: T::Vector<S>,
+) -> T::Vector<S> {
+    T::select(simd, above, no, T::select(simd, below, yes, no))
 }
 
 /// The magnitude of `a` with the sign of `b`.

@@ -113,6 +113,7 @@ const VECTORS: u32 = 12;
 
 fn tridiagonal_spec(n: u32, dtype: DType) -> Spec {
     let (room, threads) = first_with_room(&TRIDIAGONALS, n);
+    let threads = if dtype == DType::F64 { threads.min(512) } else { threads }; // more have too few registers
     let defines = smallvec![float64(dtype), Number("EIGH_T", threads), Number("EIGH_S", room)];
     Spec { source: &TRIDIAGONAL, entry: "eigh_tridiagonal", threads, defines }
 }

@@ -132,7 +132,7 @@ G_KERNEL(eigh_merge, EIGH_T, IO(0, real, work), PARAMS(1, eigh_params, p)) {
     pole[i] = D[i];
     const real x = (i < left ? V[i * ld + left - 1] : turn * V[i * ld + left]) * gk_lit(0.70710678118654752);
     weight[i] = x;
-    most = g_max(most, g_max(g_abs(D[i]), g_abs(x)));
+    most = g_max(most, g_abs(D[i]));
   }
   const real tolerance = 4.0f * GK_UNIT * gk_tg_max<EIGH_T>(most, scratch, c);
   tg_barrier_dev();
