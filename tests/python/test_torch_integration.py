@@ -71,6 +71,23 @@ def _activation(name):
     return samples
 
 
+def _cholesky(x):
+    for shape in ((2, 4, 4), (3, 3), (0, 3, 3)):
+        G = _like(x, *shape)
+        yield (G @ G.mT + torch.eye(shape[-1], dtype=x.dtype, device=x.device), len(shape) == 2), {}
+
+
+def _trsm(x):
+    triangle = _like(x, 2, 4, 4) / 4 + torch.eye(4, dtype=x.dtype, device=x.device)
+    for upper, matrix, unit in ((False, 0, False), (True, 1, True), (False, 2, False), (True, 2, False)):
+        yield (triangle, _like(x, 2, 4, 3), upper, matrix, unit), {}
+    yield (triangle.mT, _like(x, 2, 3, 4).mT), {}
+
+
+def _checked(x):
+    yield (_like(x, 2, 3, 3), torch.zeros(2, dtype=torch.int32, device=x.device), "cholesky", "order {}"), {}
+
+
 def _rope(x):
     cos, sin = _like(x, 3, 4), _like(x, 3, 4)
     yield (_like(x, 2, 3, 5, 8), _like(x, 2, 3, 1, 8), cos, sin, None, 2), {}
@@ -232,6 +249,9 @@ def _adamw_(x):
 
 SAMPLES = {
     "qr": _qr,
+    "cholesky": _cholesky,
+    "trsm": _trsm,
+    "checked": _checked,
     "rms_norm_fwd": _rms_norm_fwd,
     "rms_norm_bwd": _rms_norm_bwd,
     "add_rms_norm_fwd": _add_rms_norm_fwd,
