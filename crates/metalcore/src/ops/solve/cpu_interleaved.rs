@@ -91,6 +91,13 @@ fn swap_left<T>(lu: &mut [T], pivots: &mut [i32], cols: usize) {
     }
 }
 
+/// Magnitudes. A NaN is larger than all numbers.
+#[inline(always)]
+fn size<T: Real, S: Simd>(simd: S, x: T::Vector<S>) -> T::Vector<S> {
+    let infinity = T::splat(simd, T::ONE / T::default());
+    T::select(simd, T::equal(simd, x, x), T::vabs(simd, x), infinity)
+}
+
 /// U and L, the latter with the rows of each column as they stood in its step.
 #[inline(always)]
 fn factor<T: Real, S: Simd>(
@@ -103,27 +110,24 @@ fn factor<T: Real, S: Simd>(
 ) {
     let Sizes { rows, cols, sides } = sizes;
     let (zero, one) = (T::splat(simd, T::default()), T::splat(simd, T::ONE));
-    let infinity = T::splat(simd, T::ONE / T::default());
     let mut numbers = [zero; INTERLEAVED + 1];
     for row in 0..INTERLEAVED {
         numbers[row + 1] = T::vadd(simd, numbers[row], one);
     }
     let mut factors = [zero; INTERLEAVED];
     *info = zero;
-    for (k, pivot) in pivots.iter_mut().enumerate() {
-        // A NaN is larger than all numbers.
-        let size = |x| T::select(simd, T::equal(simd, x, x), T::vabs(simd, x), infinity);
+    for k in 0..sizes.steps() {
         let old = a[k * cols + k];
-        let (mut index, mut largest, mut value) = (numbers[k], size(old), old);
+        let (mut index, mut largest, mut value) = (numbers[k], size::<T, S>(simd, old), old);
         for row in k + 1..rows {
             let x = a[row * cols + k];
-            let candidate = size(x);
+            let candidate = size::<T, S>(simd, x);
             let larger = T::less(simd, largest, candidate);
             index = T::select(simd, larger, numbers[row], index);
             largest = T::select(simd, larger, candidate, largest);
             value = T::select(simd, larger, x, value);
         }
-        *pivot = index;
+        pivots[k] = index;
         let singular = T::equal(simd, largest, zero);
         if T::any(simd, singular) {
             let first = T::select(simd, singular, numbers[k + 1], zero);
@@ -158,10 +162,12 @@ struct Step<'a, T: Real, S: Simd> {
 }
 
 impl<T: Real, S: Simd> Step<'_, T, S> {
-    /// Swaps (if a lane has to) and eliminates in all columns from `first` on.
+    // Loops by index: the compiler leaves calls of iterators' methods in functions of this size.
+    /// Swaps (if a lane has to) and eliminates in all columns from `first` on: groups of columns from multiples of 4.
     #[inline(always)]
     fn columns<const SWAP: bool>(self, matrix: &mut [T::Vector<S>], cols: usize, first: usize) {
-        let mut col = first;
+        let mut col = first.next_multiple_of(4).min(cols);
+        self.few::<SWAP>(matrix, cols, first, col - first);
         while S::REGISTER_COUNT >= 32 && col + 8 <= cols {
             self.some::<SWAP, 8>(matrix, cols, col);
             col += 8;
@@ -170,35 +176,41 @@ impl<T: Real, S: Simd> Step<'_, T, S> {
             self.some::<SWAP, 4>(matrix, cols, col);
             col += 4;
         }
-        while col < cols {
-            self.some::<SWAP, 1>(matrix, cols, col);
-            col += 1;
+        self.few::<SWAP>(matrix, cols, col, cols - col);
+    }
+
+    /// Up to three columns.
+    #[inline(always)]
+    fn few<const SWAP: bool>(self, matrix: &mut [T::Vector<S>], cols: usize, col: usize, count: usize) {
+        match count {
+            1 => self.some::<SWAP, 1>(matrix, cols, col),
+            2 => self.some::<SWAP, 2>(matrix, cols, col),
+            3 => self.some::<SWAP, 3>(matrix, cols, col),
+            _ => (),
         }
     }
 
     #[inline(always)]
     fn some<const SWAP: bool, const C: usize>(self, matrix: &mut [T::Vector<S>], cols: usize, col: usize) {
         let Step { simd, k, index, factors, numbers } = self;
-        let (top, rest) = matrix.split_at_mut((k + 1) * cols);
-        let top: &mut [T::Vector<S>; C] = entries(&mut top[k * cols..], col);
-        let old = *top;
+        let old = *entries::<_, C>(matrix, k * cols + col);
         let mut pivot = old;
         if SWAP {
-            for (row, number) in rest.chunks_exact_mut(cols).zip(&numbers[k + 1..]) {
-                let chosen = T::equal(simd, index, *number);
-                let row: &mut [T::Vector<S>; C] = entries(row, col);
+            for row in k + 1..numbers.len() {
+                let chosen = T::equal(simd, index, numbers[row]);
+                let row = entries::<_, C>(matrix, row * cols + col);
                 for c in 0..C {
                     pivot[c] = T::select(simd, chosen, row[c], pivot[c]);
                 }
             }
-            *top = pivot;
+            *entries(matrix, k * cols + col) = pivot;
         }
-        for ((row, number), factor) in rest.chunks_exact_mut(cols).zip(&numbers[k + 1..]).zip(&factors[k + 1..]) {
-            let chosen = T::equal(simd, index, *number);
-            let row: &mut [T::Vector<S>; C] = entries(row, col);
+        for row in k + 1..numbers.len() {
+            let (chosen, factor) = (T::equal(simd, index, numbers[row]), factors[row]);
+            let row = entries::<_, C>(matrix, row * cols + col);
             for c in 0..C {
                 let x = if SWAP { T::select(simd, chosen, old[c], row[c]) } else { row[c] };
-                row[c] = T::neg_mul_add(simd, *factor, pivot[c], x);
+                row[c] = T::neg_mul_add(simd, factor, pivot[c], x);
             }
         }
     }
@@ -236,18 +248,18 @@ fn substitute_some<T: Real, S: Simd, const C: usize>(
     col: usize,
 ) {
     let Sizes { cols, sides, .. } = sizes;
-    for (i, row) in a.chunks_exact(cols).enumerate().rev() {
-        let (top, known) = b.split_at_mut((i + 1) * sides);
-        let top: &mut [T::Vector<S>; C] = entries(&mut top[i * sides..], col);
-        let mut sums = *top;
-        for (u, x) in row[i + 1..].iter().zip(known.chunks_exact_mut(sides)) {
-            let x: &mut [T::Vector<S>; C] = entries(x, col);
+    for i in (0..cols).rev() {
+        let row = &a[i * cols..][..cols];
+        let mut sums = *entries::<_, C>(b, i * sides + col);
+        for j in i + 1..cols {
+            let x = *entries::<_, C>(b, j * sides + col);
             for c in 0..C {
-                sums[c] = T::neg_mul_add(simd, *u, x[c], sums[c]);
+                sums[c] = T::neg_mul_add(simd, row[j], x[c], sums[c]);
             }
         }
-        for c in 0..C {
-            top[c] = T::vdiv(simd, sums[c], row[i]);
+        for sum in &mut sums {
+            *sum = T::vdiv(simd, *sum, row[i]);
         }
+        *entries(b, i * sides + col) = sums;
     }
 }

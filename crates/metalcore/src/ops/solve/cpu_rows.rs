@@ -55,6 +55,25 @@ impl<T: Real, S: Simd> Rows<'_, T, S> {
         elements[at] = value;
     }
 
+    /// Entries of a column from row `first` on.
+    #[inline(always)]
+    fn column(&self, first: usize, col: usize, to: &mut [T]) {
+        let width = self.pitch * T::lanes::<S>();
+        let elements: &[T] = pulp::bytemuck::cast_slice(&self.vectors[first * self.pitch..]);
+        for row in 0..to.len() {
+            to[row] = elements[row * width + col];
+        }
+    }
+
+    #[inline(always)]
+    fn set_column(&mut self, first: usize, col: usize, from: &[T]) {
+        let width = self.pitch * T::lanes::<S>();
+        let elements: &mut [T] = pulp::bytemuck::cast_slice_mut(&mut self.vectors[first * self.pitch..]);
+        for row in 0..from.len() {
+            elements[row * width + col] = from[row];
+        }
+    }
+
     #[inline(always)]
     fn fill(&mut self, row: usize, values: &[T]) {
         let width = self.pitch * T::lanes::<S>();
@@ -78,29 +97,36 @@ impl<T: Real, S: Simd> Rows<'_, T, S> {
         if self.pitch == 0 {
             return;
         }
-        let source = &source[from..];
-        let mut rows = self.vectors[first * self.pitch..].chunks_exact_mut(4 * self.pitch);
-        let mut quads = factors.chunks_exact(4);
-        for (rows, quad) in rows.by_ref().zip(quads.by_ref()) {
-            let [f0, f1, f2, f3] = [0, 1, 2, 3].map(|i| T::splat(simd, quad[i]));
-            let (r0, rows) = rows.split_at_mut(self.pitch);
-            let (r1, rows) = rows.split_at_mut(self.pitch);
-            let (r2, r3) = rows.split_at_mut(self.pitch);
-            let targets = r0[from..].iter_mut().zip(&mut r1[from..]).zip(&mut r2[from..]).zip(&mut r3[from..]);
-            for ((((y0, y1), y2), y3), x) in targets.zip(source) {
-                *y0 = T::neg_mul_add(simd, f0, *x, *y0);
-                *y1 = T::neg_mul_add(simd, f1, *x, *y1);
-                *y2 = T::neg_mul_add(simd, f2, *x, *y2);
-                *y3 = T::neg_mul_add(simd, f3, *x, *y3);
+        // Loops by index: the compiler leaves calls of iterators' methods in functions of this size.
+        let pitch = self.pitch;
+        let source = &source[..pitch];
+        let rows = &mut self.vectors[first * pitch..][..factors.len() * pitch];
+        let mut row = 0;
+        while row + 4 <= factors.len() {
+            let f0 = T::splat(simd, factors[row]);
+            let f1 = T::splat(simd, factors[row + 1]);
+            let f2 = T::splat(simd, factors[row + 2]);
+            let f3 = T::splat(simd, factors[row + 3]);
+            let (r0, rest) = rows[row * pitch..].split_at_mut(pitch);
+            let (r1, rest) = rest.split_at_mut(pitch);
+            let (r2, rest) = rest.split_at_mut(pitch);
+            let r3 = &mut rest[..pitch];
+            for j in from..pitch {
+                let x = source[j];
+                r0[j] = T::neg_mul_add(simd, f0, x, r0[j]);
+                r1[j] = T::neg_mul_add(simd, f1, x, r1[j]);
+                r2[j] = T::neg_mul_add(simd, f2, x, r2[j]);
+                r3[j] = T::neg_mul_add(simd, f3, x, r3[j]);
             }
+            row += 4;
         }
-        let done = first + factors.len() - quads.remainder().len();
-        for (i, factor) in quads.remainder().iter().enumerate() {
-            let factor = T::splat(simd, *factor);
-            let row = &mut self.vectors[(done + i) * self.pitch..][..self.pitch];
-            for (y, x) in row[from..].iter_mut().zip(source) {
-                *y = T::neg_mul_add(simd, factor, *x, *y);
+        while row < factors.len() {
+            let f = T::splat(simd, factors[row]);
+            let r = &mut rows[row * pitch..][..pitch];
+            for j in from..pitch {
+                r[j] = T::neg_mul_add(simd, f, source[j], r[j]);
             }
+            row += 1;
         }
     }
 }
@@ -132,30 +158,30 @@ impl<T: Real> WithSimd for Eliminate<'_, '_, T> {
         let mut info = 0;
         let mut factors = vec![T::default(); rows];
         for k in 0..sizes.steps() {
+            let column = &mut factors[k..];
+            a.column(k, k, column);
             // A NaN is larger than all numbers.
-            let size = |x: T| if x == x { x.abs() } else { T::ONE / T::default() };
-            let (mut pivot, mut largest) = (k, size(a.at(k, k)));
-            for row in k + 1..rows {
-                let size = size(a.at(row, k));
+            let size = |x: T| if x.partial_cmp(&x).is_some() { x.abs() } else { T::ONE / T::default() };
+            let (mut pivot, mut largest) = (0, size(column[0]));
+            for row in 1..column.len() {
+                let size = size(column[row]);
                 if size > largest {
                     (pivot, largest) = (row, size);
                 }
             }
+            column.swap(0, pivot);
+            a.swap(k, k + pivot);
+            b.swap(k, k + pivot);
             if let Some(place) = part.pivots.get_mut(k) {
-                *place = pivot as i32 + 1;
+                *place = (k + pivot) as i32 + 1;
             }
-            a.swap(k, pivot);
-            b.swap(k, pivot);
             if largest == T::default() {
                 info = if info == 0 { k as i32 + 1 } else { info };
                 continue;
             }
-            let diagonal = a.at(k, k);
-            let factors = &mut factors[..rows - k - 1];
-            for (row, factor) in factors.iter_mut().enumerate() {
-                *factor = a.at(k + 1 + row, k) / diagonal;
-                a.set(k + 1 + row, k, *factor);
-            }
+            let (diagonal, factors) = column.split_first_mut().expect("a row is left");
+            factors.iter_mut().for_each(|factor| *factor = *factor / *diagonal);
+            a.set_column(k + 1, k, factors);
             // Columns up to k of the first register stay as they are.
             let from = (k + 1) / T::lanes::<S>();
             pivot_row[..a_pitch].copy_from_slice(a.row(k));
@@ -175,12 +201,10 @@ impl<T: Real> WithSimd for Eliminate<'_, '_, T> {
         }
         for k in (0..rows).rev() {
             let diagonal = T::splat(simd, a.at(k, k));
-            for (to, y) in pivot_row[a_pitch..].iter_mut().zip(b.row(k)) {
-                *to = T::vdiv(simd, *y, diagonal);
+            for j in 0..b_pitch {
+                pivot_row[a_pitch + j] = T::vdiv(simd, b.row(k)[j], diagonal);
             }
-            for (row, factor) in factors[..k].iter_mut().enumerate() {
-                *factor = a.at(row, k);
-            }
+            a.column(0, k, &mut factors[..k]);
             b.subtract(simd, 0, &factors[..k], &pivot_row[a_pitch..], 0);
             let elements: &[T] = pulp::bytemuck::cast_slice(&pivot_row[a_pitch..]);
             part.x[k * sides..][..sides].copy_from_slice(&elements[..sides]);

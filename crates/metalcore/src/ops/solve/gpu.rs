@@ -51,7 +51,7 @@ struct Tile {
 }
 
 /// The first with room is taken.
-const TILES: [Tile; 8] = [
+const TILES: [Tile; 7] = [
     Tile { rows: 1, groups: 1, cols: 16, sides: 8 },
     Tile { rows: 1, groups: 1, cols: 16, sides: 16 },
     Tile { rows: 1, groups: 1, cols: 32, sides: 8 },
@@ -59,11 +59,10 @@ const TILES: [Tile; 8] = [
     Tile { rows: 2, groups: 4, cols: 16, sides: 2 },
     Tile { rows: 2, groups: 4, cols: 16, sides: 16 },
     Tile { rows: 4, groups: 16, cols: 8, sides: 1 },
-    Tile { rows: 4, groups: 16, cols: 8, sides: 8 },
 ];
-/// Rows per lane of panels, which 16 simd groups hold.
-const PANELS: [u32; 3] = [8, 16, 32];
-const PANEL_GROUPS: u32 = 16;
+/// Rows per lane and simd groups of panels: as many threads as there are registers for.
+const PANELS: [(u32, u32); 3] = [(8, 16), (16, 16), (32, 8)];
+const PANELS_F64: [(u32, u32); 2] = [(8, 16), (16, 8)];
 /// Columns of a panel.
 const PANEL_COLS: usize = 32;
 /// Rows that a group of `lu_update` takes.
@@ -74,12 +73,12 @@ const SUBSTITUTE_SIDES: usize = 8;
 impl Tile {
     fn of(rows: usize, cols: usize, sides: usize, dtype: DType) -> Option<Tile> {
         TILES.into_iter().find(|tile| {
-            // 65536 registers for a threadgroup: A and B twice as wide in float64.
-            let held = 2 * tile.rows * (tile.cols + tile.sides) * tile.groups * 32;
+            // A and B of float64 that fit beside each other in 255 registers of a thread.
+            let fits = dtype != DType::F64 || tile.rows * (tile.cols + tile.sides) <= 64;
             rows <= (32 * tile.rows) as usize
                 && cols <= (tile.groups * tile.cols) as usize
                 && sides <= (tile.groups * tile.sides) as usize
-                && (dtype != DType::F64 || held < 50_000)
+                && fits
         })
     }
 
@@ -113,13 +112,13 @@ fn float64(dtype: DType) -> Define {
 
 /// For a panel that has this many rows left.
 fn panel_spec(rows: usize, dtype: DType) -> Option<Spec> {
-    let most = if dtype == DType::F64 { 16 } else { 32 };
-    let per_lane = PANELS.into_iter().find(|per_lane| rows <= (32 * per_lane) as usize && *per_lane <= most)?;
+    let panels = if dtype == DType::F64 { &PANELS_F64[..] } else { &PANELS };
+    let (per_lane, groups) = *panels.iter().find(|(per_lane, _)| rows <= (32 * per_lane) as usize)?;
     Some(Spec {
         source: &PANEL,
         entry: "lu_panel",
-        threads: 32 * PANEL_GROUPS,
-        defines: smallvec![float64(dtype), Number("LU_R", per_lane), Number("LU_W", PANEL_GROUPS)],
+        threads: 32 * groups,
+        defines: smallvec![float64(dtype), Number("LU_R", per_lane), Number("LU_W", groups)],
     })
 }
 

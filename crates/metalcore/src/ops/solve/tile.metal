@@ -5,6 +5,9 @@
 //   LU_MATS          matrices per threadgroup (1 unless LU_W is 1)
 #define LU_WIDTH (LU_W * (LU_COLS > LU_SIDES ? LU_COLS : LU_SIDES))
 #define LU_PITCH (LU_WIDTH | 1)
+// Columns of each simd group that fit the stage.
+#define LU_KEPT (LU_W == 1 ? LU_COLS : LU_W == 4 ? 8 : 2)
+#define LU_LARGE 1.2676506002282294e30f  /* 2^100 */
 
 // Rows pass through threadgroup memory 32 at a time, so that device memory is read and written by rows.
 G_FN void lu_rows_in(DEV(const real) from, gk_i64 at, TG(real) stage, uint first, uint rows, uint cols, uint w, uint lane) {
@@ -39,7 +42,7 @@ G_KERNEL(lu_tile, LU_THREADS * LU_MATS, IN(0, real, A), IN(1, real, B), OUT(2, r
   TG_ARRAY(real, columns, LU_MATS * 2 * LU_ROWS);
   TG_ARRAY(uint, orders, LU_MATS * LU_ROWS);
   const gk_ctx c = G_CTX();
-  const uint slot = LU_MATS == 1 ? 0 : c.sg, w = LU_MATS == 1 ? c.sg : 0, lane = c.lane;
+  const uint slot = LU_MATS == 1 ? 0 : c.sg / LU_W, w = c.sg - slot * LU_W, lane = c.lane;
   const bool live = LU_MATS == 1 || c.grp * LU_MATS + slot < p.batch;
   const uint mat = live ? c.grp * LU_MATS + slot : p.batch - 1;  // a spare slot repeats the last matrix, and stores nothing
   TG(real) stage = stages + slot * (32 * LU_PITCH);
@@ -111,28 +114,28 @@ G_KERNEL(lu_tile, LU_THREADS * LU_MATS, IN(0, real, A), IN(1, real, B), OUT(2, r
   }
   if (live && w == 0 && lane == 0) info[mat] = (int)singular;
 
-  // U X = Y from the last row to the first; the stage holds the LU_W columns of U that come next.
+  // U X = Y from the last row to the first; the stage holds the columns of U that come next.
   if (p.sides > 0) {
-    G_UNROLL for (uint n = 0; n < LU_COLS; ++n) {
-      const uint q = LU_COLS - 1 - n;
-      if (q * LU_W < steps) {
-        lu_sync();
-        G_UNROLL for (uint i = 0; i < LU_R; ++i) stage[w * LU_ROWS + lane + 32 * i] = a[q * LU_R + i];
-        lu_sync();
-        for (uint m = 0; m < LU_W; ++m) {
-          const uint owner = LU_W - 1 - m, k = q * LU_W + owner;
-          if (k < steps) {
-            TG(real) u = stage + owner * LU_ROWS;
-            const uint row = order[k];
-            const real diagonal = u[row];
-            G_UNROLL for (uint j = 0; j < LU_SIDES; ++j) {
-              const real x = lu_entry(b + j * LU_R, row) / diagonal;
-              G_UNROLL for (uint i = 0; i < LU_R; ++i) {
-                const real old = b[j * LU_R + i];
-                const real next = g_fma(-u[lane + 32 * i], x, old);
-                b[j * LU_R + i] = place[i] < k ? next : place[i] == k ? x : old;
-              }
-            }
+    G_UNROLL for (uint n = LU_KEPT; n <= LU_COLS; n += LU_KEPT) {
+      const uint q = LU_COLS - n, begin = q * LU_W;
+      lu_sync();
+      G_UNROLL for (uint j = 0; j < LU_KEPT; ++j)
+        G_UNROLL for (uint i = 0; i < LU_R; ++i)
+          stage[(j * LU_W + w) * LU_ROWS + lane + 32 * i] = a[(q + j) * LU_R + i];
+      lu_sync();
+      for (uint k = g_minu(steps, begin + LU_KEPT * LU_W); k-- > begin;) {
+        TG(real) u = stage + (k - begin) * LU_ROWS;
+        const uint row = order[k];
+        // A power of two keeps the reciprocal in the range of normal numbers.
+        const real diagonal = u[row], size = g_abs(diagonal);
+        const real scale = size > LU_LARGE ? real(1.0f / LU_LARGE) : size < 1.0f / LU_LARGE ? real(LU_LARGE) : real(1.0f);
+        const real reciprocal = 1.0f / (diagonal * scale);
+        G_UNROLL for (uint j = 0; j < LU_SIDES; ++j) {
+          const real x = lu_entry(b + j * LU_R, row) * scale * reciprocal;
+          G_UNROLL for (uint i = 0; i < LU_R; ++i) {
+            const real old = b[j * LU_R + i];
+            const real next = g_fma(-u[lane + 32 * i], x, old);
+            b[j * LU_R + i] = place[i] < k ? next : place[i] == k ? x : old;
           }
         }
       }
