@@ -29,7 +29,7 @@ from support import (
 
 SINGLE = (torch.float32, torch.float64)
 # On both sides of the thresholds of the plans.
-SIZES = (1, 2, 3, 5, 16, 17, 33) if EMULATED else (*range(1, 19), 31, 32, 33, 48, 63, 64, 65, 96, 97, 129)
+SIZES = (1, 2, 3, 5, 16, 17, 33) if EMULATED else (1, 2, 3, 4, 7, 15, 16, 17, 31, 33, 64, 65, 97)
 # Upper ends of the classes of n, and the bars of reconstruction, orthogonality and values (CONTRACT 3.2).
 BARS = ((15, 15, 15, 7), (63, 5, 7, 2), (1023, 2.5, 3, 1), (math.inf, 1, 1.5, 1))
 
@@ -113,7 +113,7 @@ def test_every_family_is_within_the_bars(device, dtype, n):
     assert (np.abs(exact(values) - exact(L)) <= bound).all()
 
 
-@pytest.mark.parametrize("n", (2, 5, 24) if EMULATED else (1, 2, 3, 8, 33, 64, 100, 130))
+@pytest.mark.parametrize("n", (2, 5, 24) if EMULATED else (1, 2, 3, 8, 33, 64, 100))
 @pytest.mark.dtypes(*SINGLE)
 def test_every_strategy_is_within_the_bars(device, dtype, n):
     items, A = symmetric_families(n, dtype)
@@ -124,8 +124,8 @@ def test_every_strategy_is_within_the_bars(device, dtype, n):
 
 @pytest.mark.nightly
 @pytest.mark.dtypes(*SINGLE)
-@pytest.mark.parametrize("n", [129, 200, 256, 257, 384, 511, 512, 513, 600])
-def test_large_matrices_are_within_the_bars(device, dtype, n):
+@pytest.mark.parametrize("n", [*range(5, 64), 96, 129, 200, 256, 257, 384, 511, 512, 513, 600])
+def test_every_size_is_within_the_bars(device, dtype, n):
     if EMULATED and n > 260:
         return
     items, A = symmetric_families(n, dtype)
@@ -154,6 +154,7 @@ def test_the_result_is_a_named_tuple_with_the_names_of_torch(device):
     assert result.eigenvalues is L and result.eigenvectors is Q
 
 
+@pytest.mark.dtypes(*SINGLE)
 def test_only_the_named_triangle_is_read(device, dtype):
     for n in (1, 2, 7, 20) if EMULATED else (1, 2, 7, 20, 65):
         A = normal(3, n, n, device=device, dtype=dtype)
@@ -185,6 +186,7 @@ def test_half_results_are_those_of_float32_rounded_once(device):
         assert same_bits(L, wide.L.to(dtype)) and torch.equal(Q.abs(), wide.Q.to(dtype).abs())
 
 
+@pytest.mark.dtypes(*SINGLE)
 def test_permuting_the_batch_permutes_the_results_and_twice_is_the_same(device, dtype):
     for n in (3, 16, 33):
         A = normal(21, n, n, device=device, dtype=dtype)
@@ -271,7 +273,7 @@ def test_compiled_it_is_one_graph_with_the_bits_of_eager(device, dtype):
         return result.eigenvalues, result.Q, metalcore.eigvalsh(A, UPLO="U")
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-    for batch in (4, 7):
+    for batch in (16, 21):  # eager calls of a few matrices are LAPACK's
         A = mirrored(normal(batch, 5, 5, device=device, dtype=dtype))
         for got, want in zip(compiled(A), call(A)):
             assert same_bits(got, want)
