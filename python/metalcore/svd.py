@@ -163,7 +163,7 @@ def _prefers_torch(A: Tensor, vectors: bool = True) -> bool:
     if vectors:
         alone = batch == 1 or torch.get_num_threads() == 1
         return short > 128 or (alone and (short > 64 or long > 8 * short > 128))
-    return short > 64 or batch < (4 if short <= 32 else 16)
+    return short > 32 or batch < 4
 
 
 def _thin(A: Tensor, vectors: bool, strategy: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,6 +238,17 @@ def _gradient(
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _native_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _setup_context(ctx, (*inputs, True)[:2], output[:3])
+
+
+def _native_backward(ctx: Any, gU: Optional[Tensor], gS: Optional[Tensor], gV: Optional[Tensor], _: Any) -> tuple:
+    return _backward(ctx, gU, gS, gV)[:2]
+
+
+torch.library.register_autograd("metalcore::svd", _native_backward, setup_context=_native_setup_context)
 
 
 class _Decomposed(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import metalcore
+import metalcore_backend as mc
 import numpy as np
 import pytest
 import torch
@@ -340,3 +341,34 @@ def test_wrong_calls_name_the_argument_what_it_got_and_what_is_expected(device, 
         assert type(error.value) is kind
         assert re.search(ERROR_TEXT.format(op=op, argument=argument), str(error.value)), str(error.value)
         assert re.search(got, str(error.value)), str(error.value)
+
+
+# --- metalcore_backend ----------------------------------------------------------------------------
+
+
+def test_signs_are_made_canonical_in_place_on_any_strides(device, dtype):
+    U, V = normal(3, 5, 4, device=device, dtype=dtype).mT, normal(3, 6, 10, device=device, dtype=dtype)[..., ::2]
+    before = U.clone(), V.clone(), U._version
+    assert mc.sign_canonicalize(U, V) is None and U._version > before[2]
+    flip = torch.where(before[0].gather(-2, before[0].abs().argmax(-2, keepdim=True)) < 0, -1, 1).to(dtype)
+    assert torch.equal(U, before[0] * flip) and torch.equal(V, before[1] * flip)
+    with pytest.raises(ValueError, match="sign_canonicalize: V: got"):
+        mc.sign_canonicalize(U, V[..., :3])
+
+
+def test_columns_are_sorted_by_descending_norm(device, dtype):
+    A = torch.tensor([[0.0, 3, -1, 3, 2], [0, 0, 1, 0, -2]], device=device, dtype=dtype).expand(2, 2, 5)
+    got, order = mc.column_norm_sort(A)
+    assert order.dtype == torch.int32 and order.tolist() == [[1, 3, 4, 2, 0]] * 2
+    assert torch.equal(got, A[..., [1, 3, 4, 2, 0]])
+    if dtype == torch.float32:  # no square overflows
+        assert mc.column_norm_sort(A * 2.0**120)[1].tolist() == order.tolist()
+    assert mc.column_norm_sort(A[:, :0])[1].tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_the_low_level_form_is_svd_without_a_gradient(device):
+    A = normal(3, 5, 4, device=device, dtype=torch.float32)
+    assert all(same_bits(got, want) for got, want in zip(mc.svd_forward(A), metalcore.svd(A)))
+    for call in (mc.svd_forward, mc.column_norm_sort, lambda A: mc.sign_canonicalize(A, A.detach())):
+        with pytest.raises(RuntimeError, match="not differentiable; use metalcore.svd"):
+            call(A.clone().requires_grad_())

@@ -32,6 +32,15 @@ def _qr(x):
     yield (_like(x, 0, 3, 3), 0), {}
 
 
+def _svd(*more):
+    def samples(x):
+        for shape in ((2, 5, 3), (3, 5), (4, 4), (0, 3, 3)):
+            yield (_like(x, *shape), True, *more), {}
+        yield (_like(x, 2, 3, 4).mT, False, *more), {}
+
+    return samples
+
+
 def _rms_norm_fwd(x):
     yield (_like(x, 3, 8), _like(x, 8), 1, 1e-6), {}
     yield (_like(x, 2, 3, 4), None, 2, 1e-6), {}
@@ -82,6 +91,34 @@ def _trsm(x):
     for upper, matrix, unit in ((False, 0, False), (True, 1, True), (False, 2, False), (True, 2, False)):
         yield (triangle, _like(x, 2, 4, 3), upper, matrix, unit), {}
     yield (triangle.mT, _like(x, 2, 3, 4).mT), {}
+
+
+def _solve_ex(x):
+    for keep in (True, False):
+        yield (_like(x, 2, 4, 4), _like(x, 2, 4, 3), keep), {}
+    yield (_like(x, 3, 3), _like(x, 3, 1)), {}
+
+
+def _square(x):
+    for shape in ((2, 4, 4), (3, 3), (0, 3, 3)):
+        yield (_like(x, *shape),), {}
+
+
+def _lu_factor_ex(x):
+    yield from _square(x)
+    yield (_like(x, 2, 5, 3),), {}
+
+
+def _lu_solve(x):
+    LU, pivots, _ = ops.lu_factor_ex(_like(x, 2, 4, 4))
+    for adjoint in (False, True):
+        yield (LU, pivots, _like(x, 2, 4, 3), adjoint), {}
+
+
+def _eigh(x):
+    for args, _ in _square(x):
+        for upper in (False, True):
+            yield (*args, upper), {}
 
 
 def _checked(x):
@@ -251,7 +288,15 @@ SAMPLES = {
     "qr": _qr,
     "cholesky": _cholesky,
     "trsm": _trsm,
+    "solve_ex": _solve_ex,
+    "inv_ex": _square,
+    "lu_factor_ex": _lu_factor_ex,
+    "lu_solve": _lu_solve,
+    "eigh": _eigh,
+    "eigvalsh": _eigh,
     "checked": _checked,
+    "svd": _svd(),
+    "svd_thin": _svd("auto"),
     "rms_norm_fwd": _rms_norm_fwd,
     "rms_norm_bwd": _rms_norm_bwd,
     "add_rms_norm_fwd": _add_rms_norm_fwd,
@@ -290,7 +335,9 @@ IN_PLACE = ("adamw_", "cross_entropy_bwd_")
 
 
 # Operators that know float32 and float64 alone: the functions widen half types.
-LINEAR_ALGEBRA = ("qr", "cholesky", "trsm", "checked")
+LINEAR_ALGEBRA = (
+    "qr", "cholesky", "trsm", "checked", "solve_ex", "inv_ex", "lu_factor_ex", "lu_solve", "eigh", "eigvalsh", "svd", "svd_thin",
+)  # fmt: skip
 
 
 def samples(name, device, dtype):
@@ -326,6 +373,8 @@ def test_opcheck_passes_with_inputs_that_require_gradients(device, dtype, name):
     for args, kwargs in samples(name, device, dtype):
         if name == "qr" and (args[1:] == (2,) or (args[1:] == (1,) and args[0].shape[-2] > args[0].shape[-1])):
             continue  # these forms have no derivative
+        if name.startswith("svd") and args[1] is False:
+            continue
         torch.library.opcheck(getattr(ops, name).default, leaves(args), kwargs)
 
 
