@@ -59,8 +59,8 @@ impl<T: Real> WithSimd for Factor<'_, T> {
                         value -= l[at + k] * l[(row + c) * n + row + k];
                     }
                     if r == c {
-                        // A NaN is not above zero.
-                        if info == 0 && !(value > T::default()) {
+                        let above_zero = value > T::default(); // a NaN is not
+                        if info == 0 && !above_zero {
                             info = (row + c + 1) as i32;
                         }
                         l[at + c] = value.sqrt();
