@@ -25,9 +25,12 @@ G_KERNEL(cholesky_tile, CHOLESKY_N * CHOLESKY_MATS, IN(0, real, A), OUT(1, real,
   }
   cholesky_sync();
 #else
+  const uint right = m.upper ? n : 1;
+  gk_i64 next = m.at + (m.upper ? i : i * n);  // one address, moved on: as many as columns would take registers
   G_UNROLL for (uint j = 0; j < CHOLESKY_N; ++j) {
     a[j] = 0.0f;
-    if (j <= i && i < n) a[j] = A[m.at + (m.upper ? (gk_i64)j * n + i : (gk_i64)i * n + j)];
+    if (j <= i && i < n) a[j] = A[next];
+    next += right;
   }
 #endif
   cholesky_rows(a, column, tile, L, m);
