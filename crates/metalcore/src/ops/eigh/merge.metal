@@ -247,13 +247,13 @@ G_KERNEL(eigh_merge, EIGH_T, IO(0, real, work), PARAMS(1, eigh_params, p)) {
   for (uint first = 0; first < count; first += slots) {
     const uint i = first + t / wide, own = i < count ? i : count - 1;
     const real x = pole[own];
-    real square = part == 0 ? (origin[count - 1] - x) + mu[count - 1] : 1.0f;
+    real square = part == 0 ? ((origin[count - 1] - x) + mu[count - 1]) / rho : 1.0f;  // rho: no root of a scale
     for (uint j = part; j + 1 < count; j += wide) {
       square *= ((origin[j] - x) + mu[j]) / (pole[j < own ? j : j + 1] - x);
     }
     square = eigh_product(square, wide);
     if (i < count && part == 0) {
-      z[i] = g_copysign(g_sqrt(g_abs(square)), weight[i]);
+      z[i] = rho * g_copysign(g_sqrt(g_abs(square)), weight[i]);  // of the size of differences of d
       D[EIGH_POLE * p.ldq + i] = x;
       D[EIGH_ROW * p.ldq + i] = real(from[kept[i]]);
       D[EIGH_Z * p.ldq + i] = z[i];
