@@ -190,8 +190,9 @@ fn take<T: Real>(svd: &Svd, a: &[T], columns: &mut [T], scale: &mut [T; 2]) -> b
     let largest = a.iter().fold(T::default(), |m, x| if x.abs() > m { x.abs() } else { m });
     let (w, rest) = columns.split_at_mut(long * short);
     rest.fill(T::default());
-    // NaN - NaN and Inf - Inf are NaN.
-    if a.iter().any(|x| *x - *x != T::default()) {
+    #[expect(clippy::eq_op, reason = "Inf - Inf and NaN - NaN are NaN")]
+    let finite = a.iter().all(|x| *x - *x == T::default());
+    if !finite {
         w.fill(T::default());
         return false;
     }

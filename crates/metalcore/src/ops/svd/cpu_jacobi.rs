@@ -21,7 +21,6 @@ pub(super) fn tiny<T: Real>() -> T {
 
 /// Rotates pairs of columns of W, and of V, until all columns of W are orthogonal; `squares` are their squared lengths
 /// then. Not zero in lanes that did not get there.
-#[expect(clippy::too_many_arguments)]
 #[inline(always)]
 pub(super) fn orthogonalise<T: Real, S: Simd>(
     simd: S,
