@@ -149,15 +149,20 @@ def _torch_eigh(op: str, A: torch.Tensor, upper: bool, vectors: bool) -> Any:
         finite = triangle.isfinite().all(-1).all(-1)
         symmetric = triangle + (triangle.triu(1) if upper else triangle.tril(-1)).mT
         symmetric = symmetric.where(finite[..., None, None], torch.zeros((), dtype=A.dtype, device=A.device))
+        # By a power of two, to which the result is exactly proportional.
+        exponent = torch.frexp(symmetric.abs().amax((-2, -1)) if A.shape[-1] else symmetric.sum((-2, -1))).exponent
+        limit = 120 if A.dtype == torch.float32 else 1000
+        scale = torch.ldexp(torch.ones_like(exponent, dtype=A.dtype), exponent.clamp(-limit, limit))
+        down = (1 / scale)[..., None, None]
     if needs_grad(A) or torch._C._are_functorch_transforms_active():
         # Adds nothing, and makes the gradient symmetric.
         X = ((A + A.mT) / 2).nan_to_num(0.0, 0.0, 0.0)
         symmetric = symmetric + (X - X.detach())
     if not vectors:
-        L = torch.linalg.eigvalsh(symmetric)
+        L = torch.linalg.eigvalsh(symmetric * down) * scale[..., None]
         return _raised(op, A, torch.where(finite, 0, -1), L)
-    L, Q = torch.linalg.eigh(symmetric)
-    L = _raised(op, A, torch.where(finite, 0, -1), L)
+    L, Q = torch.linalg.eigh(symmetric * down)
+    L = _raised(op, A, torch.where(finite, 0, -1), L * scale[..., None])
     return Eigh(L, _canonical(Q).contiguous())
 
 
