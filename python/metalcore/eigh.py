@@ -185,7 +185,7 @@ class _Checked(torch.autograd.Function):
 
 
 def _raised(op: str, A: torch.Tensor, info: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
-    if A.is_cuda and torch.cuda.is_current_stream_capturing():
+    if A.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
         return L  # a failed item is NaN
     if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
         return _Checked.apply(L, info, op)

@@ -122,6 +122,13 @@ def test_every_strategy_is_within_the_bars(device, dtype, n):
         assert_eigh(A, *metalcore.eigh(A, strategy), items)
 
 
+@pytest.mark.dtypes(*SINGLE)
+@pytest.mark.parametrize("n", [128] if EMULATED else [128, 512])
+def test_matrices_that_fill_a_kernels_room_are_within_the_bars(device, dtype, n):
+    A = mirrored(torch.randn(1 if EMULATED else 20, n, n, dtype=torch.float64)).to(dtype).to(device)
+    assert_eigh(A, *metalcore.eigh(A))
+
+
 @pytest.mark.nightly
 @pytest.mark.dtypes(*SINGLE)
 @pytest.mark.parametrize("n", [*range(5, 64), 96, 129, 200, 256, 257, 384, 511, 512, 513, 600])

@@ -44,6 +44,7 @@ G_KERNEL(eigh_tridiagonal, EIGH_T, IN(0, real, A0), OUT(1, int, info), IO(2, rea
     beside[i] = 0.0f;
   }
   if (t == 0) {
+    beside[EIGH_S] = 0.0f;  // read for the last row where n is EIGH_S
     info[mat] = bad ? -1 : 0;
     work[eigh_vector(mat, EIGH_SCALE, p)] = 1.0f / scale;
     work[eigh_vector(mat, EIGH_SCALE, p) + 1] = bad ? 1.0f : 0.0f;
