@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// The buffer type of a host.
 pub type BufferOf<H> = <<H as Host>::Device as Device>::Buffer;
 
+/// Four results of an operator.
+pub type Four<H> = (<H as Host>::Tensor, <H as Host>::Tensor, <H as Host>::Tensor, <H as Host>::Tensor);
+
 /// An element type of torch, as something to be moved.
 pub struct Stored {
     /// Of `c10::ScalarType`.

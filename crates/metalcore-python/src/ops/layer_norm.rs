@@ -1,6 +1,6 @@
 //! metalcore::layer_norm_fwd, layer_norm_bwd and their residual forms add_layer_norm_fwd, add_layer_norm_bwd.
 
-use crate::host::Host;
+use crate::host::{Four, Host};
 use crate::operator::{Operator, operator};
 use metalcore::device::Run;
 use metalcore::ops::layer_norm::{Backward, BackwardArgs, Forward, ForwardArgs, Norm};
@@ -15,8 +15,6 @@ pub const OPERATORS: &[Operator] = &[
 ];
 
 type Three<H> = (<H as Host>::Tensor, <H as Host>::Tensor, <H as Host>::Tensor);
-type Four<H> = (<H as Host>::Tensor, <H as Host>::Tensor, <H as Host>::Tensor, <H as Host>::Tensor);
-
 fn layer_norm_fwd<H: Host>(
     host: &H,
     x: H::Tensor,

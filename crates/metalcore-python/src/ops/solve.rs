@@ -1,6 +1,6 @@
 //! metalcore::solve_ex, inv_ex, lu_factor_ex, lu_solve.
 
-use crate::host::Host;
+use crate::host::{Four, Host};
 use crate::operator::{Operator, operator};
 use metalcore::device::Run;
 use metalcore::ops::solve::{Factor, FactorArgs, Keep, Solve, SolveArgs, Substitute, SubstituteArgs, System};
@@ -14,9 +14,7 @@ pub const OPERATORS: &[Operator] = &[
     operator!(lu_solve: "(Tensor LU, Tensor pivots, Tensor B, bool adjoint=False) -> Tensor"),
 ];
 
-type Solved<H> = (<H as Host>::Tensor, <H as Host>::Tensor, <H as Host>::Tensor, <H as Host>::Tensor);
-
-fn solve_ex<H: Host>(host: &H, a: H::Tensor, b: H::Tensor, keep: bool) -> Result<Solved<H>>
+fn solve_ex<H: Host>(host: &H, a: H::Tensor, b: H::Tensor, keep: bool) -> Result<Four<H>>
 where
     H::Device: Run<Solve>,
 {

@@ -1,6 +1,6 @@
 //! metalcore::svd.
 
-use crate::host::Host;
+use crate::host::{Four, Host};
 use crate::operator::{Operator, operator};
 use metalcore::device::Run;
 use metalcore::ops::svd::{Args, Svd};
@@ -12,7 +12,7 @@ pub const OPERATORS: &[Operator] =
     &[operator!(svd: "(Tensor A, bool vectors=True) -> (Tensor U, Tensor S, Tensor V, Tensor info)")];
 
 /// U, S, V and info of every matrix of `a`.
-fn svd<H: Host>(host: &H, a: H::Tensor, vectors: bool) -> Result<(H::Tensor, H::Tensor, H::Tensor, H::Tensor)>
+fn svd<H: Host>(host: &H, a: H::Tensor, vectors: bool) -> Result<Four<H>>
 where
     H::Device: Run<Svd>,
 {

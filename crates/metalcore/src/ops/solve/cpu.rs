@@ -253,6 +253,6 @@ fn axpy<T: Real, S: Simd>(simd: S, y: &mut [T], x: &[T], factor: T) {
         *y = T::neg_mul_add(simd, spread, *x, *y);
     }
     for (y, x) in y_rest.iter_mut().zip(x_rest) {
-        *y = *y - factor * *x;
+        *y -= factor * *x;
     }
 }
