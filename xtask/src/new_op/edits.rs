@@ -44,8 +44,8 @@ const EDITS: [Edit; 11] = [
     Edit { file: "python/metalcore/__init__.py", place: Before("    \"qr\",\n"), text: "    \"op_name\",\n" },
     Edit {
         file: "python/metalcore/bench/workloads/__init__.py",
-        place: After("from . import activations, adamw, "),
-        text: "op_name, ",
+        place: After("from . import (\n    activations,\n    adamw,\n"),
+        text: "    op_name,\n",
     },
     Edit {
         file: "python/metalcore/bench/workloads/__init__.py",
