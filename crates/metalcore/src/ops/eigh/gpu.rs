@@ -12,7 +12,7 @@ params! {
     /// Sizes of one call, and where a matrix has its parts in `work`.
     Sizes as "eigh_params" {
         batch: u32, n: u32, upper: u32, vectors: u32, lda: u32, ldq: u32, stride: u32, v0: u32,
-        half: u32, nodes: u32, old: u32, row_tiles: u32, col_tiles: u32,
+        part: u32, nodes: u32, old: u32, row_tiles: u32, col_tiles: u32,
     }
 }
 
@@ -188,7 +188,7 @@ fn tridiagonal<D: Gpu>(device: &D, eigh: &Eigh, args: Args<'_, D::Buffer>) -> Re
     device.launch(&tridiagonal_spec(n, dtype), eigh.batch, &list)?;
     let mut half = 1;
     while half < n {
-        sizes.half = half;
+        sizes.part = half;
         sizes.nodes = n.div_ceil(2 * half);
         let size = n.min(2 * half);
         (sizes.row_tiles, sizes.col_tiles) = (size.div_ceil(JOIN_TILE.0), size.div_ceil(JOIN_TILE.1));
@@ -216,7 +216,7 @@ impl Sizes {
             ldq: 0,
             stride: 0,
             v0: 0,
-            half: 0,
+            part: 0,
             nodes: 0,
             old: 0,
             row_tiles: 0,

@@ -9,8 +9,8 @@ G_KERNEL(eigh_join, 128, IO(0, real, work), PARAMS(1, eigh_params, p)) {
   TG_ARRAY(uint, code, 32);
   const gk_ctx c = G_CTX();
   const uint tiles = p.row_tiles * p.col_tiles, node = c.grp / tiles, tile = c.grp - node * tiles;
-  const uint mat = node / p.nodes, b = (node - mat * p.nodes) * 2 * p.half, ld = p.lda, t = c.tid;
-  const uint size = p.n - b < 2 * p.half ? p.n - b : 2 * p.half;
+  const uint mat = node / p.nodes, b = (node - mat * p.nodes) * 2 * p.part, ld = p.lda, t = c.tid;
+  const uint size = p.n - b < 2 * p.part ? p.n - b : 2 * p.part;
   const uint row0 = tile / p.col_tiles * 32, col0 = tile % p.col_tiles * 64;
   if (row0 >= size || col0 >= size) return;
   DEV(real) D = work + (eigh_vector(mat, 0, p) + b);

@@ -1,4 +1,4 @@
-// One merge: see conquer.metal. A group has one node, of up to 2 p.half rows, at most EIGH_S; EIGH_T threads.
+// One merge: see conquer.metal. A group has one node, of up to 2 p.part rows, at most EIGH_S; EIGH_T threads.
 
 // The sum and the product over `wide` neighbouring threads, a power of 2 up to 32.
 G_FN real eigh_sum(real v, uint wide) {
@@ -115,8 +115,8 @@ G_KERNEL(eigh_merge, EIGH_T, IO(0, real, work), PARAMS(1, eigh_params, p)) {
   TG_ARRAY(real, scratch, EIGH_T / 32);
   TG_ARRAY(uint, votes, EIGH_T / 32);
   const gk_ctx c = G_CTX();
-  const uint mat = c.grp / p.nodes, b = (c.grp - mat * p.nodes) * 2 * p.half, t = c.tid, ld = p.lda;
-  const uint left = p.half, size = p.n - b < 2 * left ? p.n - b : 2 * left;
+  const uint mat = c.grp / p.nodes, b = (c.grp - mat * p.nodes) * 2 * p.part, t = c.tid, ld = p.lda;
+  const uint left = p.part, size = p.n - b < 2 * left ? p.n - b : 2 * left;
   const gk_i64 vectors = eigh_vector(mat, 0, p) + b;
   DEV(real) D = work + vectors;
   DEV(real) V = work + (eigh_q(mat, p.old, p) + (gk_i64)b * ld + b);

@@ -1,3 +1,4 @@
+#define GK_ALLOW_SPILL "float64 on sm_80: 80 bytes of a column of 128"
 // After a panel: rows of all other columns in their new order; right of the panel U12 = L11^-1 A12 and A22 - L21 U12.
 // A group takes LU_CHUNK rows of 32 columns, one column per lane, from one buffer to the other.
 #define LU_CHUNK 128

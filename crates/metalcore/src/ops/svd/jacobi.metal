@@ -38,7 +38,7 @@ G_FN svd_turn svd_angle(real a, real b, real g, real tol) {
 // Cosines up to here count as zero. Rounding leaves less than half of it; what does not come down is let be in the end.
 // float64's columns of a condition near 1 / u come to rest at the tolerance, in all columns alike.
 G_FN real svd_tolerance(uint rows, uint sweep) {
-  const real least = GK_F64 ? 1.5f : 4.0f;
+  const real least = GK_F64 ? 1.0f : 4.0f;
   return (sweep < 24 ? 1.0f : 4.0f) * (least + 0.125f * g_sqrt(real(rows))) * GK_UNIT;
 }
 

@@ -1,3 +1,4 @@
+#define GK_ALLOW_SPILL "128 rows: A and V take all registers of 1024 threads; 76 bytes are cheaper than device memory"
 // A whole matrix in registers. A (rows, cols), rows >= cols, is given by its strides; `swap`: it is the transpose of
 // the caller's matrix, so that U and V, and the rule of signs, change places.
 // The entry of largest magnitude of a column, the first one on a tie: its row, times 2, plus 1 where it is negative.
