@@ -101,13 +101,17 @@ def _torch_is_faster(A: Tensor) -> bool:
 
 
 def _by_torch(A: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
-    # The transposes are as LAPACK lays out matrices: nothing is turned, and the result is contiguous.
-    L, info = torch.linalg.cholesky_ex(A.mT, upper=not upper)
-    if A.device.type != "cpu":  # cuSOLVER lets NaN pass
+    if A.device.type == "cpu":
+        # The transposes are as LAPACK lays out matrices: nothing is turned, and the result is contiguous.
+        L, info = torch.linalg.cholesky_ex(A.mT, upper=not upper)
+        L = L.mT
+    else:
+        L, info = torch.linalg.cholesky_ex(A, upper=upper)
+        # cuSOLVER lets NaN pass.
         bad = ~(L.diagonal(dim1=-2, dim2=-1) > 0)
         order = torch.where(bad.any(-1), bad.int().argmax(-1) + 1, 0).to(torch.int32)
         info = torch.where(info == 0, order, info)
-    return L.mT.contiguous(), info
+    return L.contiguous(), info
 
 
 def _factor(op: str, A: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
