@@ -10,9 +10,9 @@ import metalcore
 import torch
 from metalcore import householder
 from metalcore._errors import translate, wrong
-from metalcore._linalg import check_matrix
+from metalcore._linalg import check_matrix, column_signs, product
 from metalcore._operators import HALVES, check_tensors, needs_grad
-from metalcore.svd import column_order, column_signs
+from metalcore.svd import column_order
 from torch import Tensor
 
 __all__ = [
@@ -134,7 +134,7 @@ def syrk_batched(A: Tensor) -> Tensor:
     """A'A (..., N, N) of A (..., M, N), exactly symmetric."""
     _no_grad("syrk_batched", "qr", A)
     wide = _matrices("syrk_batched", A)
-    lower = householder.product(wide.mT, wide).tril()
+    lower = product(wide.mT, wide).tril()
     return (lower + lower.tril(-1).mT).to(A.dtype)
 
 

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from ._errors import wrong
-from ._operators import HALVES, check_tensors, same_device
+from ._operators import HALVES, check_tensors, needs_grad, same_device
+
+# What is computed in; half types are widened.
+EXACT = (torch.float32, torch.float64)
 
 
 def check_matrix(op: str, name: str, A: Tensor, square: bool = False) -> None:
@@ -102,3 +105,70 @@ def _(information: Any, in_dims: tuple, result: Tensor, info: Tensor, op: str, w
 
 
 _checked.register_autograd(lambda ctx, grad: (grad, None, None, None))
+
+
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """A @ B without TensorFloat-32, bfloat16 passes or autocast, whatever torch's settings are."""
+    with torch.autocast(A.device.type, enabled=False):
+        if A.dtype == torch.float32 and A.device.type != "mps" and _rounds_products():
+            return (A.double() @ B.double()).float()
+        return A @ B
+
+
+def _rounds_products() -> bool:
+    """Whether torch's settings allow it to round the factors of float32 products."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    if all(hasattr(backend, "fp32_precision") for backend in backends):  # torch 2.9 or later
+        return any(backend.fp32_precision in ("tf32", "bf16") for backend in backends)
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def column_signs(U: Tensor) -> Tensor:
+    """-1 for the columns of U whose entry of largest magnitude, the first one on a tie, is negative; else 1."""
+    peak = U.gather(-2, U.abs().argmax(-2, keepdim=True))
+    return torch.where(peak < 0, -1.0, 1.0).to(U.dtype)
+
+
+def batched(info: Any, in_dims: tuple, *tensors: Tensor) -> list[Tensor]:
+    """The mapped dimension first, in tensors that do not have it too."""
+    pairs = zip(tensors, in_dims)
+    return [t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs]
+
+
+def differentiable(name: str, tensors: int, setup_context: Callable, backward: Callable) -> Callable[..., Any]:
+    """The operator, whose first ``tensors`` arguments may have a gradient, with its derivative: called with as few detours
+    as autograd, transforms and the compiler allow."""
+    op = getattr(torch.ops.metalcore, name).default
+    torch.library.register_autograd(f"metalcore::{name}", backward, setup_context=setup_context)
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*args)
+            setup_context(ctx, args, output)
+            return output
+
+    class Transformed(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args):
+            return op(*args)
+
+    Transformed.setup_context = staticmethod(setup_context)
+    Recorded.backward = Transformed.backward = staticmethod(backward)
+    # Without the wrapper of autograd.Function.apply, which looks for functorch transforms: `call` has looked already.
+    recorded = super(torch.autograd.Function, Recorded).apply
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args)
+        if torch._C._are_functorch_transforms_active():
+            return Transformed.apply(*args)
+        if needs_grad(*args[:tensors]):
+            return recorded(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return call

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ._errors import wrong
-from ._linalg import broadcast, check_matrix, right_side
+from ._linalg import EXACT, broadcast, check_matrix, product, right_side
 from ._operators import takes_metal
-from .svd import _EXACT, _prefers_torch, _product, svd
+from ._originals import torch_lstsq
+from .svd import _prefers_torch, svd
 
 Rcond = Union[None, float, Tensor]
 
@@ -66,7 +67,7 @@ class _Pinv(torch.autograd.Function):
     @staticmethod
     def forward(A: Tensor, limit: Tensor) -> Tensor:
         U, S, V = svd(A)
-        return _product(V * _inverse_values(S, limit).unsqueeze(-2), U.mT.contiguous())
+        return product(V * _inverse_values(S, limit).unsqueeze(-2), U.mT.contiguous())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -91,7 +92,7 @@ def pinv(A: Tensor, *, rcond: Rcond = None, hermitian: bool = False) -> Tensor:
     >>> P = metalcore.pinv(torch.randn(500, 32, 16))
     """
     check_matrix("pinv", "A", A, square=bool(hermitian))
-    if A.dtype not in _EXACT:
+    if A.dtype not in EXACT:
         rcond = max(A.shape[-2:]) * torch.finfo(A.dtype).eps if rcond is None else rcond
         return pinv(A.float(), rcond=rcond, hermitian=hermitian).to(A.dtype)
     limit = _limit("pinv", A, rcond)
@@ -113,11 +114,11 @@ def _named(op: str, call: Any) -> Any:
 def _solve(A: Tensor, B: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """Solution of least norm and rank."""
     if A.device.type == "cpu" and limit.numel() == 1 and not takes_metal(A.device) and _prefers_torch(A):
-        found = torch.linalg.lstsq(A, B, rcond=float(limit), driver="gelsy")
+        found = torch_lstsq(A, B, rcond=float(limit), driver="gelsy")
         return found.solution, found.rank
     U, S, V = svd(A)
     inverse = _inverse_values(S, limit)
-    solution = _product(V, inverse.unsqueeze(-1) * _product(U.mT, B))
+    solution = product(V, inverse.unsqueeze(-1) * product(U.mT, B))
     return solution, (inverse != 0).sum(-1)
 
 
@@ -160,7 +161,7 @@ def lstsq(A: Tensor, b: Tensor, *, rcond: Optional[float] = None, fast: bool = F
     check_matrix("lstsq", "A", A)
     B, is_vector = right_side("lstsq", A, b)
     dtype = A.dtype
-    if dtype not in _EXACT:
+    if dtype not in EXACT:
         rcond = max(A.shape[-2:]) * torch.finfo(dtype).eps if rcond is None else rcond
         A, B = A.float(), B.float()
     limit = _limit("lstsq", A, rcond)
@@ -177,7 +178,7 @@ def lstsq(A: Tensor, b: Tensor, *, rcond: Optional[float] = None, fast: bool = F
         solution, rank = _named("lstsq", lambda: _Solution.apply(A, B, limit))
     residuals = A.new_zeros(0)
     if m > n and not fast:
-        residuals = (B - _product(A, solution)).square().sum(-2)
+        residuals = (B - product(A, solution)).square().sum(-2)
         residuals = residuals.squeeze(-1) if is_vector else residuals
     solution = solution.squeeze(-1) if is_vector else solution
     return Lstsq(solution.to(dtype).contiguous(), residuals.to(dtype), rank, A.new_zeros(0, dtype=dtype))

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ._errors import translate
-from ._linalg import check_matrix, raise_for, through_float32
-from ._operators import needs_grad, takes_metal
+from ._linalg import EXACT, check_matrix, differentiable, raise_for, through_float32
+from ._operators import takes_metal
+from ._originals import torch_cholesky_ex
 from .trsm import SQUARE, TRANSPOSED, checked_solve, solve
 
 _op = torch.ops.metalcore.cholesky.default
-_EXACT = (torch.float32, torch.float64)
 _BAD = "a leading minor of order {} that is not positive definite, expected a positive definite matrix"
 
 
@@ -49,37 +49,7 @@ def _backward(ctx: Any, gL: Optional[Tensor], _: Any) -> tuple[Optional[Tensor],
     return gA, None
 
 
-torch.library.register_autograd("metalcore::cholesky", _backward, setup_context=_setup_context)
-
-
-class _Factored(torch.autograd.Function):
-    """The same derivative without the detour through torch.library: fewer Python calls."""
-
-    @staticmethod
-    def forward(ctx, A, upper):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _op(A, upper)
-        _setup_context(ctx, (A, upper), output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-# Without the wrapper of autograd.Function.apply, which looks for functorch transforms: `_factor` has looked already.
-_factored_apply = super(torch.autograd.Function, _Factored).apply
-
-
-class _Transformed(torch.autograd.Function):
-    """For functorch transforms (vmap, grad)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(A, upper):
-        return _op(A, upper)
-
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_backward)
+_factored = differentiable("cholesky", 1, _setup_context, _backward)
 
 
 @torch.library.register_vmap("metalcore::cholesky")
@@ -103,10 +73,10 @@ def _torch_is_faster(A: Tensor) -> bool:
 def _by_torch(A: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
     if A.device.type == "cpu":
         # The transposes are as LAPACK lays out matrices: nothing is turned, and the result is contiguous.
-        L, info = torch.linalg.cholesky_ex(A.mT, upper=not upper)
+        L, info = torch_cholesky_ex(A.mT, upper=not upper)
         L = L.mT
     else:
-        L, info = torch.linalg.cholesky_ex(A, upper=upper)
+        L, info = torch_cholesky_ex(A, upper=upper)
         # cuSOLVER lets NaN pass.
         bad = ~(L.diagonal(dim1=-2, dim2=-1) > 0)
         order = torch.where(bad.any(-1), bad.int().argmax(-1) + 1, 0).to(torch.int32)
@@ -116,20 +86,13 @@ def _by_torch(A: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
 
 def _factor(op: str, A: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
     """L and info."""
-    if not isinstance(A, Tensor) or A.dtype not in _EXACT or A.ndim < 2:
+    if not isinstance(A, Tensor) or A.dtype not in EXACT or A.ndim < 2:
         check_matrix(op, "A", A, square=True)
         return through_float32(lambda A: CholeskyEx(*_factor(op, A, upper)), A)
     try:
         if _torch_is_faster(A):
             return _by_torch(A, upper)
-        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-            return _Transformed.apply(A, upper)
-        if torch.compiler.is_compiling():
-            return _op(A, upper)
-        if needs_grad(A):
-            return _factored_apply(A, upper)
-        with torch._C._AutoDispatchBelowAutograd():
-            return _op(A, upper)
+        return _factored(A, upper)
     except (RuntimeError, ValueError, TypeError) as error:
         check_matrix(op, "A", A, square=True)
         raise translate(error) from None

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from ._errors import translate, wrong
-from ._linalg import check_matrix, raise_for
+from ._linalg import check_matrix, column_signs, raise_for
 from ._operators import HALVES, needs_grad, takes_metal
+from ._originals import torch_eigh, torch_eigvalsh
 
 _op = torch.ops.metalcore.eigh.default
 _values_op = torch.ops.metalcore.eigvalsh.default
@@ -136,10 +137,7 @@ def _canonical(Q: torch.Tensor) -> torch.Tensor:
     """Q with signs so that the largest entry of each column, the first of equals, is not negative."""
     if Q.numel() == 0:
         return Q
-    with torch.no_grad():
-        largest = Q.gather(-2, Q.abs().argmax(-2, keepdim=True))
-        signs = torch.where(largest < 0, -1, 1).to(Q.dtype)
-    return Q * signs
+    return Q * column_signs(Q)
 
 
 def _torch_eigh(op: str, A: torch.Tensor, upper: bool, vectors: bool) -> Any:
@@ -159,9 +157,9 @@ def _torch_eigh(op: str, A: torch.Tensor, upper: bool, vectors: bool) -> Any:
         X = ((A + A.mT) / 2).nan_to_num(0.0, 0.0, 0.0)
         symmetric = symmetric + (X - X.detach())
     if not vectors:
-        L = torch.linalg.eigvalsh(symmetric * down) * scale[..., None]
+        L = torch_eigvalsh(symmetric * down) * scale[..., None]
         return _raised(op, A, torch.where(finite, 0, -1), L)
-    L, Q = torch.linalg.eigh(symmetric * down)
+    L, Q = torch_eigh(symmetric * down)
     L = _raised(op, A, torch.where(finite, 0, -1), L * scale[..., None])
     return Eigh(L, _canonical(Q).contiguous())
 

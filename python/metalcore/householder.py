@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ._errors import wrong
+from ._linalg import product
 from ._operators import HALVES, check_tensors, needs_grad, takes_metal
+from ._originals import torch_solve_triangular
 
 __all__ = [
     "apply_householder",
@@ -21,22 +23,6 @@ __all__ = [
     "householder_vector",
     "householder_wy",
 ]
-
-
-def product(A: Tensor, B: Tensor) -> Tensor:
-    """A @ B without TensorFloat-32, bfloat16 passes or autocast, whatever torch's settings are."""
-    with torch.autocast(A.device.type, enabled=False):
-        if A.dtype == torch.float32 and A.device.type != "mps" and _rounds_products():
-            return (A.double() @ B.double()).float()
-        return A @ B
-
-
-def _rounds_products() -> bool:
-    """Whether torch's settings allow it to round the factors of float32 products."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    if all(hasattr(backend, "fp32_precision") for backend in backends):  # torch 2.9 or later
-        return any(backend.fp32_precision in ("tf32", "bf16") for backend in backends)
-    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -218,7 +204,7 @@ def larft(V: Tensor, tau: Tensor, panel_start: int = 0) -> Tensor:
     wide = _explicit(wide, tau.shape[-1], panel_start)
     # T = (D^-1 + S)^-1 = (I + D S)^-1 D with D = diag(tau) and S the triangle of V'V above its diagonal.
     unit = scale[..., None] * product(wide.mT, wide).triu(1)
-    T = torch.linalg.solve_triangular(unit, torch.diag_embed(scale), upper=True, unitriangular=True)
+    T = torch_solve_triangular(unit, torch.diag_embed(scale), upper=True, unitriangular=True)
     return T.to(tau.dtype).contiguous()
 
 

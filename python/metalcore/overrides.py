@@ -17,67 +17,15 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils._device import DeviceContext
 
-from . import _replacements, _thresholds
+from . import _linalg_overrides, _replacements, _thresholds
+from ._taking import PLAIN, taken, usual
 
 _log = logging.getLogger("metalcore")
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INDICES = (torch.int64, torch.int32)
 _SHAPES = (tuple, list, torch.Size)
 _HOLDER = "enable_pytorch_overrides"
-
-_functorch_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_tracing = torch._C._get_tracing_state
-
-
-# --- whether a call is taken ----------------------------------------------------------------------
-
-
-def _usual(first: Any, *others: Any) -> bool:
-    """Plain floating tensors with elements, one device and dtype, contiguous (torch keeps strides, ours does not);
-    those after the first may be None."""
-    if type(first) not in _PLAIN or first.dtype not in _FLOATS or first.layout is not torch.strided:
-        return False
-    if not first.is_contiguous() or first.numel() == 0:
-        return False
-    for t in others:
-        if t is not None and (type(t) not in _PLAIN or t.dtype is not first.dtype or t.device != first.device):
-            return False
-    return True
-
-
-def _ordinary() -> bool:
-    """Nobody looks at the calls themselves: no transform, trace or mode (one that only sets a device aside)."""
-    if _functorch_active() or _dispatch_modes() or forward_ad._current_level >= 0 or _tracing() is not None:
-        return False
-    modes = range(_function_modes())
-    return all(isinstance(torch._C._get_function_stack_at(i), DeviceContext) for i in modes)
-
-
-@functools.cache
-def _keeps(op: str, device: str, dtype: torch.dtype, autocast: torch.dtype) -> bool:
-    """Whether autocast leaves the dtype alone: asked of the original, once."""
-    override = OVERRIDES[op]
-    entry = _replacements.find(override.owner, override.attribute)
-    original = entry.original if entry is not None else getattr(override.owner, override.attribute)
-    with torch.no_grad():
-        return override.example(original, torch.ones(2, 2, device=device, dtype=dtype)).dtype is dtype
-
-
-def _taken(op: str, first: torch.Tensor, **sizes: int) -> bool:
-    """Whether a call that ours can do is ours: the table, then what surrounds the call."""
-    if not _thresholds.faster(op, first.device, first.dtype, sizes) or not _ordinary():
-        return False
-    device = first.device.type
-    if torch.is_autocast_enabled(device):
-        return _keeps(op, device, first.dtype, torch.get_autocast_dtype(device))
-    return True
 
 
 # --- one adapter an op: torch's signature; ours does the call, or NotImplemented ------------------
@@ -86,7 +34,7 @@ def _taken(op: str, first: torch.Tensor, **sizes: int) -> bool:
 
 def _silu(ours: Callable) -> Callable:
     def adapter(input=None, inplace=False, *unknown, **more):
-        if inplace or unknown or more or not _usual(input) or not _taken("silu", input, elements=input.numel()):
+        if inplace or unknown or more or not usual(input) or not taken("silu", input, elements=input.numel()):
             return NotImplemented
         return ours(input)
 
@@ -95,18 +43,18 @@ def _silu(ours: Callable) -> Callable:
 
 def _gelu(ours: Callable) -> Callable:
     def adapter(input=None, *unknown, approximate="none", **more):
-        if unknown or more or approximate not in ("none", "tanh") or not _usual(input) or input.device.type == "mps":
+        if unknown or more or approximate not in ("none", "tanh") or not usual(input) or input.device.type == "mps":
             return NotImplemented
-        return ours(input, approximate) if _taken("gelu", input, elements=input.numel()) else NotImplemented
+        return ours(input, approximate) if taken("gelu", input, elements=input.numel()) else NotImplemented
 
     return adapter
 
 
 def _softmax(ours: Callable) -> Callable:
     def adapter(input=None, dim=None, _stacklevel=3, dtype=None, *unknown, **more):
-        if type(dim) is not int or unknown or more or not _usual(input) or not -input.ndim <= dim < input.ndim:
+        if type(dim) is not int or unknown or more or not usual(input) or not -input.ndim <= dim < input.ndim:
             return NotImplemented
-        if dtype not in (None, input.dtype) or not _taken("softmax", input, elements=input.numel(), columns=input.shape[dim]):
+        if dtype not in (None, input.dtype) or not taken("softmax", input, elements=input.numel(), columns=input.shape[dim]):
             return NotImplemented
         return ours(input, dim)
 
@@ -130,9 +78,9 @@ def _row(input: torch.Tensor, normalized_shape: Any) -> dict:
 
 def _rms_norm(ours: Callable) -> Callable:
     def adapter(input=None, normalized_shape=None, weight=None, eps=None, *unknown, **more):
-        if unknown or more or not _usual(input, weight) or not _normalizes(input, normalized_shape, weight):
+        if unknown or more or not usual(input, weight) or not _normalizes(input, normalized_shape, weight):
             return NotImplemented
-        if type(eps) not in (float, type(None)) or not _taken("rms_norm", input, **_row(input, normalized_shape)):
+        if type(eps) not in (float, type(None)) or not taken("rms_norm", input, **_row(input, normalized_shape)):
             return NotImplemented
         return ours(input, normalized_shape, weight, eps)
 
@@ -141,9 +89,9 @@ def _rms_norm(ours: Callable) -> Callable:
 
 def _layer_norm(ours: Callable) -> Callable:
     def adapter(input=None, normalized_shape=None, weight=None, bias=None, eps=1e-5, *unknown, **more):
-        if unknown or more or not _usual(input, weight, bias) or not _normalizes(input, normalized_shape, weight, bias):
+        if unknown or more or not usual(input, weight, bias) or not _normalizes(input, normalized_shape, weight, bias):
             return NotImplemented
-        if type(eps) is not float or not _taken("layer_norm", input, **_row(input, normalized_shape)):
+        if type(eps) is not float or not taken("layer_norm", input, **_row(input, normalized_shape)):
             return NotImplemented
         return ours(input, normalized_shape, weight, bias, eps)
 
@@ -168,7 +116,7 @@ def _embedding_bag(ours: Callable) -> Callable:
     ):
         if max_norm is not None or scale_grad_by_freq or sparse or unknown or more or mode not in ("sum", "mean", "max"):
             return NotImplemented
-        if not _usual(weight, per_sample_weights) or weight.ndim != 2 or type(input) not in _PLAIN:
+        if not usual(weight, per_sample_weights) or weight.ndim != 2 or type(input) not in PLAIN:
             return NotImplemented
         if input.dtype not in _INDICES or input.device != weight.device or not input.numel():
             return NotImplemented
@@ -179,7 +127,7 @@ def _embedding_bag(ours: Callable) -> Callable:
                 return NotImplemented
             bags = input.shape[0]
         else:
-            same = type(offsets) in _PLAIN and offsets.dtype is input.dtype and offsets.device == input.device
+            same = type(offsets) in PLAIN and offsets.dtype is input.dtype and offsets.device == input.device
             if not same or input.ndim != 1 or offsets.ndim != 1 or not offsets.numel():
                 return NotImplemented
             bags = offsets.numel() - bool(include_last_offset)
@@ -188,7 +136,7 @@ def _embedding_bag(ours: Callable) -> Callable:
                 return NotImplemented
             padding_idx %= weight.shape[0]
         sizes = {"bags": bags, "columns": weight.shape[1], "indices": input.numel(), "maximum": int(mode == "max")}
-        if not _taken("embedding_bag", weight, **sizes):
+        if not taken("embedding_bag", weight, **sizes):
             return NotImplemented
         if offsets is None:
             offsets = torch.arange(0, input.numel(), input.shape[1], dtype=input.dtype, device=input.device)
@@ -220,34 +168,18 @@ def _cross_entropy(ours: Callable) -> Callable:
             return NotImplemented
         if reduction not in ("none", "mean", "sum") or type(ignore_index) is not int:
             return NotImplemented
-        if type(label_smoothing) not in (float, int) or not 0 <= label_smoothing <= 1 or not _usual(input):
+        if type(label_smoothing) not in (float, int) or not 0 <= label_smoothing <= 1 or not usual(input):
             return NotImplemented
-        if type(target) not in _PLAIN or target.dtype is not torch.int64 or target.device != input.device:
+        if type(target) not in PLAIN or target.dtype is not torch.int64 or target.device != input.device:
             return NotImplemented
         if input.ndim != 2 or target.shape != input.shape[:1]:
             return NotImplemented
-        if not _taken("cross_entropy", input, elements=input.numel(), columns=input.shape[1]):
+        if not taken("cross_entropy", input, elements=input.numel(), columns=input.shape[1]):
             return NotImplemented
         try:
             return ours(input, target, ignore_index, label_smoothing, reduction).to(input.dtype)
         except (IndexError, ValueError):
             return NotImplemented  # a target out of range: the original's error
-
-    return adapter
-
-
-def _qr(ours: Callable) -> Callable:
-    def adapter(A=None, mode="reduced", *unknown, **more):
-        if unknown or more or mode not in ("reduced", "complete", "r") or type(A) not in _PLAIN or A.ndim < 2:
-            return NotImplemented
-        if A.dtype not in (torch.float32, torch.float64) or A.layout is not torch.strided or not A.numel():
-            return NotImplemented
-        if mode != "reduced" and A.requires_grad and torch.is_grad_enabled():
-            return NotImplemented  # some of these have no derivative, and the original says which
-        rows, columns = A.shape[-2:]
-        if not _taken("qr", A, batch=A.numel() // (rows * columns), rows=rows, columns=columns):
-            return NotImplemented
-        return torch.return_types.linalg_qr(ours(A, mode))
 
     return adapter
 
@@ -265,7 +197,7 @@ def _takes_params(params: Any) -> bool:
             tensors.append(p[1] if isinstance(p, tuple) and len(p) == 2 else p)
     elements: dict = {}
     for p in tensors:
-        if type(p) not in _PLAIN or p.dtype not in (torch.float32, torch.float64) or p.layout is not torch.strided:
+        if type(p) not in PLAIN or p.dtype not in (torch.float32, torch.float64) or p.layout is not torch.strided:
             return False
         place = p.device, p.dtype
         elements[place] = elements.get(place, 0) + p.numel()
@@ -378,11 +310,22 @@ class Override(NamedTuple):
     ours: str  # its name in metalcore: what is not there is left out
     make: Callable  # (replacement, ours) -> what stands in
     example: Optional[Callable] = None  # (function, 2 x 2 tensor) -> a result, whose dtype shows what autocast does
-    names: tuple = ()  # further names in get_active_overrides
+    names: tuple = ()  # in get_active_overrides, if not the name here
 
 
 def _indices(x: torch.Tensor) -> torch.Tensor:
     return torch.zeros(2, dtype=torch.int64, device=x.device)
+
+
+def _identity(x: torch.Tensor) -> torch.Tensor:
+    return torch.eye(2, dtype=x.dtype, device=x.device)
+
+
+def _linalg(
+    adapter: str, example: Callable, ours: str = "", owner: Any = torch.linalg, attribute: str = "", names: tuple = ()
+) -> Override:
+    make = _function(getattr(_linalg_overrides, adapter))
+    return Override("linalg", owner, attribute or adapter, ours or adapter, make, example, names)
 
 
 OVERRIDES = {
@@ -392,14 +335,27 @@ OVERRIDES = {
         "embedding_bag", F, "embedding_bag", "embedding_bag", _function(_embedding_bag), lambda f, x: f(_indices(x)[None], x)
     ),
     "rms_norm": Override(
-        "normalization", F, "rms_norm", "rms_norm", _function(_rms_norm), lambda f, x: f(x, (2,)), ("rmsnorm_cls",)
+        "normalization", F, "rms_norm", "rms_norm", _function(_rms_norm), lambda f, x: f(x, (2,)), ("rms_norm", "rmsnorm_cls")
     ),
     "layer_norm": Override("normalization", F, "layer_norm", "layer_norm", _function(_layer_norm), lambda f, x: f(x, (2,))),
     "softmax": Override("softmax", F, "softmax", "fused_softmax", _function(_softmax), lambda f, x: f(x, -1)),
     "cross_entropy": Override(
         "losses", F, "cross_entropy", "cross_entropy", _function(_cross_entropy), lambda f, x: f(x, _indices(x))
     ),
-    "qr": Override("linalg", torch.linalg, "qr", "qr", _function(_qr), lambda f, x: f(x)[0]),
+    "qr": _linalg("qr", lambda f, x: f(x)[0]),
+    "svd": _linalg("svd", lambda f, x: f(x)[0]),
+    "torch.svd": _linalg("torch_svd", lambda f, x: f(x)[0], ours="svd", owner=torch, attribute="svd", names=("svd",)),
+    "svdvals": _linalg("svdvals", lambda f, x: f(x)),
+    "eigh": _linalg("eigh", lambda f, x: f(x)[0]),
+    "eigvalsh": _linalg("eigvalsh", lambda f, x: f(x)),
+    "cholesky": _linalg("cholesky", lambda f, x: f(_identity(x))),
+    "cholesky_ex": _linalg("cholesky_ex", lambda f, x: f(x)[0]),
+    "solve": _linalg("solve", lambda f, x: f(_identity(x), x)),
+    "solve_ex": _linalg("solve_ex", lambda f, x: f(x, x)[0]),
+    "solve_triangular": _linalg("solve_triangular", lambda f, x: f(x, x, upper=True), ours="trsm"),
+    "inv": _linalg("inv", lambda f, x: f(_identity(x))),
+    "lstsq": _linalg("lstsq", lambda f, x: f(_identity(x), x)[0]),
+    "pinv": _linalg("pinv", lambda f, x: f(x)),
     "adamw": Override("optimizers", torch.optim, "AdamW", "MetalAdamW", _adamw),
 }
 
@@ -481,7 +437,8 @@ def enable_pytorch_overrides(
     normalization  ``F.rms_norm``, ``F.layer_norm``, and so the modules RMSNorm and LayerNorm, old and new
     softmax        ``F.softmax``
     losses         ``F.cross_entropy``
-    linalg         ``torch.linalg.qr``
+    linalg         ``torch.linalg``: ``qr``, ``svd``, ``svdvals``, ``eigh``, ``eigvalsh``, ``cholesky``, ``cholesky_ex``,
+                   ``solve``, ``solve_ex``, ``solve_triangular``, ``inv``, ``lstsq``, ``pinv``; ``torch.svd``
     optimizers     ``torch.optim.AdamW``
     =============  =============================================================================================
 
@@ -543,4 +500,4 @@ def disable_pytorch_overrides(
 
 def get_active_overrides() -> set:
     """Names of the functions that are replaced now, as a new set, such as {'qr', 'rms_norm', 'rmsnorm_cls', 'adamw'}."""
-    return {name for op in _active() for name in (op, *OVERRIDES[op].names)}
+    return {name for op in _active() for name in OVERRIDES[op].names or (op,)}

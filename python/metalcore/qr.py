@@ -6,13 +6,12 @@ import torch
 
 from . import _linalg
 from ._errors import translate, wrong
-from ._operators import check_tensors, needs_grad
-from .householder import product
+from ._operators import check_tensors
+from ._originals import torch_solve_triangular
 from .trsm import trsm
 
 _op = torch.ops.metalcore.qr.default
 _MODES = {"reduced": 0, "complete": 1, "r": 2}
-_EXACT = (torch.float32, torch.float64)
 
 
 class QR(NamedTuple):
@@ -40,7 +39,7 @@ def _triangle_and_mirror(X: torch.Tensor) -> torch.Tensor:
 def _backward_tall(Q: torch.Tensor, R: torch.Tensor, gQ: torch.Tensor, gR: torch.Tensor) -> torch.Tensor:
     """gA = (gQ + Q sym(R gR' - gQ' Q)) R^-T, M >= N (Seeger et al., arXiv 1710.08717)."""
     M = R @ gR.mT - gQ.mT @ Q
-    return torch.linalg.solve_triangular(R.mT, gQ + Q @ _triangle_and_mirror(M), upper=False, left=False)
+    return torch_solve_triangular(R.mT, gQ + Q @ _triangle_and_mirror(M), upper=False, left=False)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -67,37 +66,7 @@ def _backward(ctx: Any, gQ: torch.Tensor, gR: torch.Tensor) -> tuple[torch.Tenso
     return torch.cat([gX, Q @ gV], -1), None
 
 
-torch.library.register_autograd("metalcore::qr", _backward, setup_context=_setup_context)
-
-
-class _Factored(torch.autograd.Function):
-    """The same derivative without the detour through torch.library: fewer Python calls."""
-
-    @staticmethod
-    def forward(ctx, A, mode):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _op(A, mode)
-        _setup_context(ctx, (A, mode), output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-# Without the wrapper of autograd.Function.apply, which looks for functorch transforms: `qr` has looked already.
-_factored_apply = super(torch.autograd.Function, _Factored).apply
-
-
-class _Transformed(torch.autograd.Function):
-    """For functorch transforms (vmap, grad)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(A, mode):
-        return _op(A, mode)
-
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_backward)
+_factored = _linalg.differentiable("qr", 1, _setup_context, _backward)
 
 
 @torch.library.register_vmap("metalcore::qr")
@@ -131,19 +100,12 @@ def qr(A: torch.Tensor, mode: str = "reduced") -> QR:
     code = _MODES.get(mode) if isinstance(mode, str) else None
     if code is None:
         raise ValueError(wrong("qr", "mode", repr(mode), "'reduced', 'complete' or 'r'"))
-    if not isinstance(A, torch.Tensor) or A.dtype not in _EXACT:
+    if not isinstance(A, torch.Tensor) or A.dtype not in _linalg.EXACT:
         check_tensors("qr", A=A)
         q, r = qr(A.float(), mode)  # half types: computed in float32, rounded once
         return QR(q.to(A.dtype), r.to(A.dtype))
     try:
-        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-            return QR(*_Transformed.apply(A, code))
-        if torch.compiler.is_compiling():
-            return QR(*_op(A, code))
-        if needs_grad(A):
-            return QR(*_factored_apply(A, code))
-        with torch._C._AutoDispatchBelowAutograd():
-            return QR(*_op(A, code))
+        return QR(*_factored(A, code))
     except RuntimeError as error:
         check_tensors("qr", A=A)
         raise translate(error) from None
@@ -175,7 +137,7 @@ def qr_solve(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _qr_solve(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     Q, R = qr(A)
-    x = trsm(R, product(Q.mT, B), lower=False)
+    x = trsm(R, _linalg.product(Q.mT, B), lower=False)
     zero = R.diagonal(dim1=-2, dim2=-1) == 0
     first = (~zero).to(torch.int32).cumprod(-1).sum(-1)  # how many come before the first zero
     info = torch.where(zero.any(-1), first + 1, 0)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._linalg import broadcast, check_matrix, raise_for, right_side, through_float32
+from ._linalg import batched, broadcast, check_matrix, differentiable, raise_for, right_side, through_float32
 from ._operators import HALVES, needs_grad, same_device, takes_metal
+from ._originals import torch_det, torch_inv_ex, torch_lu_factor_ex, torch_solve_ex, torch_solve_triangular
 
 _SINGULAR = "a matrix whose pivot {} is zero, expected an invertible matrix"
 
@@ -77,7 +78,7 @@ def _lu_solve_fake(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool = False)
 
 @torch.library.register_vmap("metalcore::solve_ex")
 def _solve_vmap(info: Any, in_dims: tuple, A: Tensor, B: Tensor, keep: bool = True) -> tuple[tuple, tuple]:
-    A, B = _batched(info, in_dims, A, B)
+    A, B = batched(info, in_dims, A, B)
     return torch.ops.metalcore.solve_ex.default(A, B, keep), (0, 0 if keep else None, 0 if keep else None, 0)
 
 
@@ -93,51 +94,7 @@ def _factor_vmap(info: Any, in_dims: tuple, A: Tensor) -> tuple[tuple, tuple]:
 
 @torch.library.register_vmap("metalcore::lu_solve")
 def _lu_solve_vmap(info: Any, in_dims: tuple, LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool = False) -> tuple[Tensor, int]:
-    return torch.ops.metalcore.lu_solve.default(*_batched(info, in_dims, LU, pivots, B), adjoint), 0
-
-
-def _batched(info: Any, in_dims: tuple, *tensors: Tensor) -> list[Tensor]:
-    """The mapped dimension first, in tensors that do not have it too."""
-    pairs = zip(tensors, in_dims)
-    return [t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs]
-
-
-def _differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable[..., Any]:
-    """The operator with its derivative, called with as few detours as autograd, transforms and the compiler allow."""
-    op = getattr(torch.ops.metalcore, name).default
-    torch.library.register_autograd(f"metalcore::{name}", backward, setup_context=setup_context)
-
-    class Recorded(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *args):
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op(*args)
-            setup_context(ctx, args, output)
-            return output
-
-    class Transformed(torch.autograd.Function):
-        generate_vmap_rule = True
-
-        @staticmethod
-        def forward(*args):
-            return op(*args)
-
-    Transformed.setup_context = staticmethod(setup_context)
-    Recorded.backward = Transformed.backward = staticmethod(backward)
-    # Without the wrapper of autograd.Function.apply, which looks for functorch transforms: `call` has looked already.
-    recorded = super(torch.autograd.Function, Recorded).apply
-
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return op(*args)
-        if torch._C._are_functorch_transforms_active():
-            return Transformed.apply(*args)
-        if needs_grad(*(a for a in args if isinstance(a, Tensor))):
-            return recorded(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
-    return call
+    return torch.ops.metalcore.lu_solve.default(*batched(info, in_dims, LU, pivots, B), adjoint), 0
 
 
 def _solve_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -200,15 +157,15 @@ def _factor_backward(ctx: Any, gLU: Optional[Tensor], *_: Any) -> Optional[Tenso
     if n > k:
         g = gLU[..., k:]
         inner = inner - (g @ U2.mT).tril(-1)
-        columns = [torch.linalg.solve_triangular(L1.mT, g, upper=True, unitriangular=True)]
+        columns = [torch_solve_triangular(L1.mT, g, upper=True, unitriangular=True)]
     if m > k:
         g = gLU[..., k:, :]
         outer = outer - L2.mT @ g
     middle = inner + outer.triu()
-    middle = torch.linalg.solve_triangular(L1.mT, middle, upper=True, unitriangular=True)
-    gA = torch.linalg.solve_triangular(U1.mT, middle, upper=False, left=False)
+    middle = torch_solve_triangular(L1.mT, middle, upper=True, unitriangular=True)
+    gA = torch_solve_triangular(U1.mT, middle, upper=False, left=False)
     if m > k:
-        gA = torch.cat([gA, torch.linalg.solve_triangular(U1.mT, g, upper=False, left=False)], -2)
+        gA = torch.cat([gA, torch_solve_triangular(U1.mT, g, upper=False, left=False)], -2)
     return P @ torch.cat([gA, *columns], -1)
 
 
@@ -236,10 +193,10 @@ def _lu_solve_backward(ctx: Any, gX: Optional[Tensor]) -> tuple:
     return gLU, None, gB, None
 
 
-_solve = _differentiable("solve_ex", _solve_setup, _solve_backward)
-_inv = _differentiable("inv_ex", _inv_setup, _inv_backward)
-_factor = _differentiable("lu_factor_ex", _factor_setup, _factor_backward)
-_lu_solve = _differentiable("lu_solve", _lu_solve_setup, _lu_solve_backward)
+_solve = differentiable("solve_ex", 2, _solve_setup, _solve_backward)
+_inv = differentiable("inv_ex", 1, _inv_setup, _inv_backward)
+_factor = differentiable("lu_factor_ex", 1, _factor_setup, _factor_backward)
+_lu_solve = differentiable("lu_solve", 3, _lu_solve_setup, _lu_solve_backward)
 
 
 # --- functions ------------------------------------------------------------------------------------
@@ -276,7 +233,7 @@ def _solved(op: str, A: Tensor, b: Tensor, left: bool) -> SolveEx:
         B = B.movedim(-2, 0).reshape(A.shape[0], -1)
     A, B = broadcast(A, B)
     if _torch_is_faster(A):
-        X, info = torch.linalg.solve_ex(A, B)
+        X, info = torch_solve_ex(A, B)
     else:
         keep = torch._C._are_functorch_transforms_active() or needs_grad(A, B)
         X, _, _, info = _translated(_solve, A, B, keep)
@@ -322,7 +279,7 @@ def _factored(op: str, A: Tensor) -> LUFactorEx:
     if A.dtype in HALVES:
         return through_float32(lambda A: _factored(op, A), A)
     if _torch_is_faster(A):
-        LU, pivots, info = torch.linalg.lu_factor_ex(A)
+        LU, pivots, info = torch_lu_factor_ex(A)
         return LUFactorEx(LU.contiguous(), pivots, info)
     return LUFactorEx(*_translated(_factor, A))
 
@@ -386,7 +343,7 @@ def _inverted(op: str, A: Tensor) -> InvEx:
     if A.dtype in HALVES:
         return through_float32(lambda A: _inverted(op, A), A)
     if _torch_is_faster(A):
-        X, info = torch.linalg.inv_ex(A)
+        X, info = torch_inv_ex(A)
         return InvEx(X.contiguous(), info)
     return InvEx(*_translated(_inv, A))
 
@@ -458,7 +415,7 @@ def det(A: Tensor) -> Tensor:
     check_matrix("det", "A", A, square=True)
     if A.dtype in HALVES:
         return through_float32(det, A)
-    return torch.linalg.det(A) if _torch_is_faster(A) else _translated(_Det.apply, A)[0]
+    return torch_det(A) if _torch_is_faster(A) else _translated(_Det.apply, A)[0]
 
 
 def slogdet(A: Tensor) -> SlogDet:

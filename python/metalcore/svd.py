@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._linalg import check_matrix
+from ._linalg import EXACT, check_matrix, column_signs, product
 from ._operators import needs_grad, takes_metal
+from ._originals import torch_svd, torch_svdvals
 from .qr import qr
 
 _native = torch.ops.metalcore.svd.default
 _qr = torch.ops.metalcore.qr.default
-_EXACT = (torch.float32, torch.float64)
 _STRATEGIES = ("auto", "jacobi", "lapack")
 _MOST_ROWS = 512  # of either side, in the GPU kernels; more than that of one side are reduced by QR
 
@@ -45,22 +45,9 @@ def _shapes(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
 # ---- values
 
 
-def column_signs(U: Tensor) -> Tensor:
-    """-1 for the columns of U whose entry of largest magnitude, the first one on a tie, is negative; else 1."""
-    peak = U.gather(-2, U.abs().argmax(-2, keepdim=True))
-    return torch.where(peak < 0, -1.0, 1.0).to(U.dtype)
-
-
 def _signed(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     signs = column_signs(U)
     return U * signs, V * signs
-
-
-def _product(A: Tensor, B: Tensor) -> Tensor:
-    """A B without TF32, whatever torch's setting."""
-    if A.is_cuda and A.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        return (A.double() @ B.double()).float()
-    return A @ B
 
 
 def _look(status: Tensor) -> bool:
@@ -80,9 +67,9 @@ def _by_torch(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
     """torch's own routine, in our conventions."""
     try:
         if vectors:
-            U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+            U, S, Vh = torch_svd(A, full_matrices=False)
         else:
-            S = torch.linalg.svdvals(A)
+            S = torch_svdvals(A)
     except torch.linalg.LinAlgError:
         finite = A.isfinite().flatten(-2).all(-1)
         _look(torch.where(finite, -2 if finite.all() else 0, -1).cpu())
@@ -94,14 +81,14 @@ def _by_torch(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
     if bool((S[..., -1] <= S.shape[-1] * torch.finfo(S.dtype).eps * S[..., 0]).any()):
         # Singular vectors of zeros can be several n u from orthonormal: one step towards the nearest
         # orthonormal matrix (Bjorck and Bowie 1971).
-        U, V = (Q + _product(Q, _defect(Q)) / 2 for Q in (U, V))
+        U, V = (Q + product(Q, _defect(Q)) / 2 for Q in (U, V))
     U, V = _signed(U, V)
     return U.contiguous(), S, V.contiguous()
 
 
 def _defect(Q: Tensor) -> Tensor:
     """I - Q'Q."""
-    return torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device) - _product(Q.mT, Q)
+    return torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device) - product(Q.mT, Q)
 
 
 def column_order(A: Tensor) -> Tensor:
@@ -138,7 +125,7 @@ def _by_jacobi(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
         X = _complete(X, info)
     if not vectors:
         return X, S, Y
-    U = _product(Q, Y)
+    U = product(Q, Y)
     V = torch.empty_like(X).scatter_(-2, order.unsqueeze(-1).expand(X.shape), X)
     U, V = _signed(V, U) if m < n else _signed(U, V)
     return U, S, V
@@ -336,7 +323,7 @@ def svd(A: Tensor, full_matrices: bool = False, compute_uv: bool = True, strateg
     >>> U, S, V = metalcore.svd(torch.randn(500, 16, 16))
     """
     _check("svd", A, strategy)
-    if A.dtype not in _EXACT:
+    if A.dtype not in EXACT:
         return _rounded(svd(A.float(), full_matrices, compute_uv, strategy), A.dtype)
     if not compute_uv:
         return SVD(None, svdvals(A, strategy), None)
@@ -374,7 +361,7 @@ def svdvals(A: Tensor, strategy: str = "auto") -> Tensor:
     >>> S = metalcore.svdvals(torch.randn(500, 16, 16))
     """
     _check("svdvals", A, strategy)
-    if A.dtype not in _EXACT:
+    if A.dtype not in EXACT:
         return svdvals(A.float(), strategy).to(A.dtype)
     graph = needs_grad(A) or (torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling())
     return _decompose(A, graph, strategy)[1]

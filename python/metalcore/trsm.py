@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ._errors import translate
-from ._linalg import broadcast, check_matrix, right_side, through_float32
-from ._operators import HALVES, needs_grad, takes_metal
+from ._linalg import EXACT, batched, broadcast, check_matrix, differentiable, right_side, through_float32
+from ._operators import HALVES, takes_metal
+from ._originals import torch_solve_triangular
 
 _op = torch.ops.metalcore.trsm.default
-_EXACT = (torch.float32, torch.float64)
 # What is solved with: A, its transpose, or L L' (U' U of an upper triangle).
 PLAIN, TRANSPOSED, SQUARE = 0, 1, 2
 
@@ -51,45 +51,12 @@ def _triangle(A: Tensor, upper: bool, unit: bool) -> Tensor:
     return T + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) if unit else T
 
 
-torch.library.register_autograd("metalcore::trsm", _backward, setup_context=_setup_context)
-
-
-class _Solved(torch.autograd.Function):
-    """The same derivative without the detour through torch.library: fewer Python calls."""
-
-    @staticmethod
-    def forward(ctx, A, b, upper, matrix, unit):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _op(A, b, upper, matrix, unit)
-        _setup_context(ctx, (A, b, upper, matrix, unit), output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-# Without the wrapper of autograd.Function.apply, which looks for functorch transforms: `solve` has looked already.
-_solved_apply = super(torch.autograd.Function, _Solved).apply
-
-
-class _Transformed(torch.autograd.Function):
-    """For functorch transforms (vmap, grad)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(A, b, upper, matrix, unit):
-        return _op(A, b, upper, matrix, unit)
-
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_backward)
+_solved = differentiable("trsm", 2, _setup_context, _backward)
 
 
 @torch.library.register_vmap("metalcore::trsm")
 def _vmap(info: Any, in_dims: tuple, A: Tensor, b: Tensor, *options: Any) -> tuple[Tensor, int]:
-    def batched(x: Tensor, dim: Optional[int]) -> Tensor:
-        return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-
-    return _op(batched(A, in_dims[0]), batched(b, in_dims[1]), *options), 0
+    return _op(*batched(info, in_dims, A, b), *options), 0
 
 
 def _torch_is_faster(A: Tensor, b: Tensor) -> bool:
@@ -124,7 +91,7 @@ def _by_torch(A: Tensor, b: Tensor, upper: bool, matrix: int, unit: bool) -> Ten
 
     def solved(transposed: bool, x: Tensor) -> Tensor:
         T = A.mT if transposed else A
-        return torch.linalg.solve_triangular(T, x, upper=upper != transposed, unitriangular=unit)
+        return torch_solve_triangular(T, x, upper=upper != transposed, unitriangular=unit)
 
     if matrix == SQUARE and A.device.type != "cpu":
         return torch.cholesky_solve(b, A, upper=upper).contiguous()
@@ -137,19 +104,12 @@ def solve(A: Tensor, b: Tensor, upper: bool, matrix: int, unit: bool) -> Tensor:
     """X of float32 or float64 matrices with the same batch dimensions."""
     if _torch_is_faster(A, b):
         return _by_torch(A, b, upper, matrix, unit)
-    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-        return _Transformed.apply(A, b, upper, matrix, unit)
-    if torch.compiler.is_compiling():
-        return _op(A, b, upper, matrix, unit)
-    if needs_grad(A, b):
-        return _solved_apply(A, b, upper, matrix, unit)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _op(A, b, upper, matrix, unit)
+    return _solved(A, b, upper, matrix, unit)
 
 
 def checked_solve(op: str, A: Tensor, b: Tensor, upper: bool, matrix: int, unit: bool, names: tuple[str, str]) -> Tensor:
     """X of any arguments, or the error that names one."""
-    plain = isinstance(A, Tensor) and isinstance(b, Tensor) and A.dtype is b.dtype and A.dtype in _EXACT
+    plain = isinstance(A, Tensor) and isinstance(b, Tensor) and A.dtype is b.dtype and A.dtype in EXACT
     if not plain or not 2 <= A.ndim == b.ndim or A.shape[:-1] != b.shape[:-1] or A.shape[-1] != A.shape[-2]:
         check_matrix(op, names[0], A, square=True)
         B, is_vector = right_side(op, A, b, names=names)
