@@ -123,6 +123,11 @@ def _rounds_products() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
+def orthogonality_defect(Q: Tensor) -> Tensor:
+    """E = I - Q'Q. Q + Q E / 2 is one step towards the nearest orthonormal matrix (Bjorck and Bowie 1971)."""
+    return torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device) - product(Q.mT, Q)
+
+
 def column_signs(U: Tensor) -> Tensor:
     """-1 for the columns of U whose entry of largest magnitude, the first one on a tie, is negative; else 1."""
     peak = U.gather(-2, U.abs().argmax(-2, keepdim=True))

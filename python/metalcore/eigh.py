@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from ._errors import translate, wrong
-from ._linalg import check_matrix, column_signs, raise_for
+from ._linalg import check_matrix, column_signs, orthogonality_defect, product, raise_for
 from ._operators import HALVES, needs_grad, takes_metal
 from ._originals import torch_eigh, torch_eigvalsh
 
@@ -134,14 +134,24 @@ _LAPACK_FROM = 96
 
 
 def _canonical(Q: torch.Tensor) -> torch.Tensor:
-    """Q with signs so that the largest entry of each column, the first of equals, is not negative."""
+    """Q, row-major, with signs so that the largest entry of each column, the first of equals, is not negative."""
     if Q.numel() == 0:
         return Q
-    return Q * column_signs(Q)
+    signs = column_signs(Q)
+    if needs_grad(Q) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return (Q * signs).contiguous()
+    return torch.mul(Q, signs, out=Q.new_empty(Q.shape))
 
 
 def _torch_eigh(op: str, A: torch.Tensor, upper: bool, vectors: bool) -> Any:
     """The same by torch.linalg: refuses what is not finite first, of which LAPACK may not return."""
+    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    UPLO = "U" if upper else "L"
+    if plain and A.numel() and _is_usual(A):
+        if not vectors:
+            return torch_eigvalsh(A, UPLO)
+        L, Q = torch_eigh(A, UPLO)
+        return Eigh(L, _canonical(_improved(L, Q)))
     with torch.no_grad():
         triangle = A.triu() if upper else A.tril()
         finite = triangle.isfinite().all(-1).all(-1)
@@ -152,7 +162,7 @@ def _torch_eigh(op: str, A: torch.Tensor, upper: bool, vectors: bool) -> Any:
         limit = 120 if A.dtype == torch.float32 else 1000
         scale = torch.ldexp(torch.ones_like(exponent, dtype=A.dtype), exponent.clamp(-limit, limit))
         down = (1 / scale)[..., None, None]
-    if needs_grad(A) or torch._C._are_functorch_transforms_active():
+    if needs_grad(A) or not plain:
         # Adds nothing, and makes the gradient symmetric.
         X = ((A + A.mT) / 2).nan_to_num(0.0, 0.0, 0.0)
         symmetric = symmetric + (X - X.detach())
@@ -161,7 +171,26 @@ def _torch_eigh(op: str, A: torch.Tensor, upper: bool, vectors: bool) -> Any:
         return _raised(op, A, torch.where(finite, 0, -1), L)
     L, Q = torch_eigh(symmetric * down)
     L = _raised(op, A, torch.where(finite, 0, -1), L * scale[..., None])
-    return Eigh(L, _canonical(Q).contiguous())
+    return Eigh(L, _canonical(_improved(L, Q) if plain else Q))
+
+
+def _improved(L: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
+    """Q, nearer to orthonormal where eigenvalues coincide: LAPACK's vectors of those can be several n u from it."""
+    with torch.no_grad():
+        if L.shape[-1] < 2 or not bool((L.diff().amin(-1) <= torch.finfo(L.dtype).eps * L.abs().amax(-1)).any()):
+            return Q
+        step = product(Q, orthogonality_defect(Q)) / 2
+    return Q + step
+
+
+def _is_usual(A: torch.Tensor) -> bool:
+    """Whether all entries are finite, and no sum of squares is near the limits of the dtype. Looks at A on the host."""
+    with torch.no_grad():
+        entries = A.flatten(-2) if A.is_contiguous() else A.mT.flatten(-2)
+        largest = torch.maximum(entries.amax(-1), -entries.amin(-1))  # 20 times faster than a norm
+        least, most = largest.amin(), largest.amax()
+        limit = torch.finfo(A.dtype).max ** 0.25
+        return bool(least > 1 / limit) and bool(most < limit)  # false for NaN
 
 
 class _Checked(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._linalg import EXACT, check_matrix, column_signs, product
+from ._linalg import EXACT, check_matrix, column_signs, orthogonality_defect, product
 from ._operators import needs_grad, takes_metal
 from ._originals import torch_svd, torch_svdvals
 from .qr import qr
@@ -79,16 +79,10 @@ def _by_torch(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
         return A.new_empty(0), S, A.new_empty(0)
     V = Vh.mT
     if bool((S[..., -1] <= S.shape[-1] * torch.finfo(S.dtype).eps * S[..., 0]).any()):
-        # Singular vectors of zeros can be several n u from orthonormal: one step towards the nearest
-        # orthonormal matrix (Bjorck and Bowie 1971).
-        U, V = (Q + product(Q, _defect(Q)) / 2 for Q in (U, V))
+        # Singular vectors of zeros can be several n u from orthonormal.
+        U, V = (Q + product(Q, orthogonality_defect(Q)) / 2 for Q in (U, V))
     U, V = _signed(U, V)
     return U.contiguous(), S, V.contiguous()
-
-
-def _defect(Q: Tensor) -> Tensor:
-    """I - Q'Q."""
-    return torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device) - product(Q.mT, Q)
 
 
 def column_order(A: Tensor) -> Tensor:

@@ -306,6 +306,18 @@ def test_the_plot_leaves_out_launch_bound_rows_and_is_drawn(tmp_path):
         assert (tmp_path / name).stat().st_size > 1000
 
 
+def test_the_time_of_one_matrix_is_drawn_over_the_batch(tmp_path):
+    pytest.importorskip("matplotlib")
+    row = row_fixture(op="qr", shape="1\u00d716\u00d716", peers={"torch": {"ms": 3.0}})
+    scaled = [
+        {**row, "shape": f"{b}\u00d716\u00d716", "ours": {**row["ours"], "ms": 0.001 * b}} for b in workloads.scaling.BATCHES
+    ]
+    lines = plot.lines_of([*scaled, {**row, "shape": "1000\u00d732\u00d732"}, {**row, "op": "rms_norm"}])
+    assert list(lines) == ["qr"] and [round(ours, 9) for _, ours, _ in lines["qr"]] == [1.0] * len(scaled)
+    assert not plot.draw_scaling([record_fixture(*scaled[1:])], tmp_path / "none.png")
+    assert plot.draw_scaling([record_fixture(*scaled)], tmp_path / "lines.png") and (tmp_path / "lines.png").stat().st_size > 1000
+
+
 def test_the_machine_file_has_no_host_name_or_path():
     import platform
 

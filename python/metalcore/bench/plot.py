@@ -1,23 +1,28 @@
-"""Bar charts of ratio and roofline fraction: `python -m metalcore.bench.plot FOLDER FILE`.
+"""Charts of the recorded runs: `python -m metalcore.bench.plot FOLDER FILE`.
 
-One block per machine. Launch-bound and disturbed rows are left out, as from every claim; a long run
+FILE has bars of ratio and roofline fraction; FILE-scaling, where there are such rows, the time of one matrix over the size
+of the batch. One block per machine. Launch-bound and disturbed rows are left out, as from every claim; a long run
 shows the workloads marked for --quick.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, Sequence
 
 from . import history, table
 from .rows import TIMES
+from .workloads import scaling
 
 SUFFIXES = (".png", ".svg")
 MOST_BARS = 36
 WIN, LOSS, ROOF = "#2a6f97", "#c8553d", "#8d99ae"
 WIDTH_IN = 10.0
 BAR_IN = 0.27
+SCALED = re.compile(rf"(\d+){TIMES}{scaling.N}{TIMES}{scaling.N}(?: 1 rhs gaussian)?")
+"""Shapes that are drawn as points of a line."""
 GAP = 0.5
 """Space before an op, in bars."""
 FRAME_IN = 0.95
@@ -45,7 +50,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def bars_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with a ratio that may be quoted; the quick ones where there are too many."""
-    bars = [row for row in rows if row.get("ratio") and table.claimable(row)]
+    bars = [row for row in rows if row.get("ratio") and table.claimable(row) and row["selector"] != "scaling"]
     return bars if len(bars) <= MOST_BARS else [row for row in bars if row["quick"]][:MOST_BARS]
 
 
@@ -131,6 +136,49 @@ def draw_roofline(axes: Any, places: Sequence[float], shares: Sequence[float]) -
     axes.set_xlabel("% of the measured roofline")
 
 
+def draw_scaling(records: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Writes the lines of each machine: ours, and torch dashed. False, and no file, if no run has such rows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    blocks = [(record["machine"], lines_of(record["rows"])) for record in records]
+    blocks = [(machine, lines) for machine, lines in blocks if lines]
+    if not blocks:
+        return False
+    with pyplot.rc_context({"font.size": 9, "svg.hashsalt": "metalcore", "axes.spines.top": False, "axes.spines.right": False}):
+        figure, all_axes = pyplot.subplots(
+            1, len(blocks), figsize=(WIDTH_IN, 0.4 * WIDTH_IN), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, (machine, lines) in zip(all_axes[0], blocks):
+            axes.set_title(f"{machine['device_name']} ({machine['device']})", fontsize=10, fontweight="bold")
+            for index, (op, points) in enumerate(lines.items()):
+                batches, ours, theirs = zip(*points)
+                axes.loglog(batches, ours, color=f"C{index}", marker="o", markersize=3, label=op)
+                axes.loglog(batches, theirs, color=f"C{index}", linestyle="--", linewidth=0.8)
+            axes.set_xlabel("matrices in the batch, 16 by 16, fp32")
+            axes.grid(color="#e5e5e5", linewidth=0.8)
+            axes.set_axisbelow(True)
+        all_axes[0][0].set_ylabel("µs for one matrix (dashed: torch)")
+        all_axes[0][-1].legend(frameon=False)
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)
+    return True
+
+
+def lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
+    """For each operation with all batches (batch, our µs, torch's µs) of one matrix, by batch."""
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for row in rows:
+        shape = SCALED.fullmatch(row["shape"])
+        if row["op"] in scaling.OPERATIONS and shape and row["dtype"] == "fp32" and "torch" in row.get("peers", {}):
+            batch = int(shape[1])
+            micros = 1e3 / batch
+            lines.setdefault(row["op"], []).append((batch, micros * row["ours"]["ms"], micros * row["peers"]["torch"]["ms"]))
+    return {op: sorted(points) for op, points in lines.items() if len(points) >= len(scaling.BATCHES)}
+
+
 def latest_runs(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One record per machine with the last row of each key."""
     from .markdown import machine_of, machines_of, ordered_rows
@@ -145,7 +193,9 @@ def latest_runs(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> int:
     folder, path = arguments
-    draw(latest_runs(history.load_folder(Path(folder))), Path(path))
+    runs = latest_runs(history.load_folder(Path(folder)))
+    draw(runs, Path(path))
+    draw_scaling(runs, Path(path).with_stem(f"{Path(path).stem}-scaling"))
     return 0
 
 

@@ -20,6 +20,7 @@ from . import (
     qr,
     rms_norm,
     rope,
+    scaling,
     softmax,
     solve,
     svd,
@@ -57,6 +58,7 @@ SELECTORS: tuple[Selector, ...] = (
     Selector("embedding", "Embedding bag: forward, forward + backward", embedding_bag.cases, embedding_bag.host_calls),
     Selector("scatter", "gather, scatter_add, index_select", indexing.cases, indexing.host_calls),
     Selector("eigh", "Symmetric eigenproblems: with vectors, values alone", eigh.cases, eigh.host_calls),
+    Selector("scaling", "Batches of 1 to 100000 matrices, 16 by 16", scaling.cases, scaling.host_calls),
     Selector("adamw", "AdamW: one tensor of each size, many tensors, half parameters", adamw.cases, adamw.host_calls),
 )
 

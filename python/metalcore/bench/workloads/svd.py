@@ -33,6 +33,8 @@ SHAPES: tuple[Shape, ...] = (
 )  # fmt: skip
 GPU_ONLY: tuple[Shape, ...] = ((4096, 4096),)
 DRIVERS = ("gesvdj", "gesvda", "gesvd")
+MOST_LOOPED = 1000
+"""Matrices in a batch, above which the drivers are left out: some take them one by one."""
 SEED = 1
 
 
@@ -86,7 +88,7 @@ def rivals_of(context: Context, A: Tensor, vectors: bool) -> tuple[dict[str, Pee
     half = A.dtype in HALF_DTYPES
     if "torch" in context.peers:
         rivals["torch via fp32" if half else "torch"] = Peer(torch_svd(A, vectors))
-        if context.device.type == "cuda":
+        if context.device.type == "cuda" and A.shape[:-2].numel() <= MOST_LOOPED:
             for driver in DRIVERS:
                 peers.add(rivals, skipped, f"torch {driver}", lambda d=driver: Peer(tried(torch_svd(A, vectors, d))))
         if context.device.type == "mps":
