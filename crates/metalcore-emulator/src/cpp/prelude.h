@@ -124,6 +124,7 @@ G_FN bool sg_all(bool v, GK_SITE) {
 // double is promoted and not ambiguous.
 G_FN float g_sqrt(float x) { return __builtin_sqrtf(x); }
 G_FN float g_rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
+G_FN float g_rsqrt_near(float x) { const float y = g_rsqrt(x); return y + y * (0.5f - 0.5f * x * y * y); }
 G_FN float g_recip(float x) { return 1.0f / x; }
 G_FN float g_exp(float x) { return __builtin_expf(x); }
 G_FN float g_exp2(float x) { return __builtin_exp2f(x); }
@@ -134,6 +135,7 @@ G_FN bool g_isnan(float x) { return (::emu::bit_cast<uint>(x) & 0x7fffffffu) > 0
 #if GK_F64
 G_FN double g_sqrt(double x) { return __builtin_sqrt(x); }
 G_FN double g_rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
+G_FN double g_rsqrt_near(double x) { return g_rsqrt(x); }
 G_FN double g_recip(double x) { return 1.0 / x; }
 G_FN double g_exp(double x) { return __builtin_exp(x); }
 G_FN double g_exp2(double x) { return __builtin_exp2(x); }

@@ -52,6 +52,7 @@ fn expected_reals<R: Real>(s: f64, n: usize, shared_before: f64) -> Vec<[f64; 64
         row(&|_| x(63)),
         row(&|t| x(t).abs().sqrt()),
         row(&|t| 1.0 / (x(t).abs() + 1.0).sqrt()),
+        row(&|t| 1.0 / (x(t).abs() + 1.0).sqrt()),
         row(&|t| 1.0 / (x(t).abs() + 1.0)),
         row(&|t| x(t).exp()),
         row(&|t| (x(t).abs() + 1.0).ln()),

@@ -33,6 +33,7 @@ G_KERNEL(words, 64, IN(0, half, h), IN(1, bfloat, b), OUT(2, real, reals), OUT(3
   PUT(gk_tg_max<64>(x, scratch, c));
   PUT(g_sqrt(g_abs(x)));
   PUT(g_rsqrt(g_abs(x) + gk_lit(1.0)));
+  PUT(g_rsqrt_near(g_abs(x) + gk_lit(1.0)));
   PUT(g_recip(g_abs(x) + gk_lit(1.0)));
   PUT(g_exp(x));
   PUT(g_log(g_abs(x) + gk_lit(1.0)));

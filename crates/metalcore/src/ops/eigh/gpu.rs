@@ -18,7 +18,11 @@ params! {
 
 static JACOBI_SOURCE: Source = Source {
     file: "eigh/jacobi.metal",
-    body: concat!(include_str!("eigen.metal"), include_str!("jacobi.metal")),
+    body: concat!(
+        include_str!("eigen.metal"),
+        include_str!("../../device/gpu/prelude/rotation.h"),
+        include_str!("jacobi.metal")
+    ),
     declarations: &[Sizes::DECLARATION],
 };
 

@@ -110,7 +110,7 @@ G_KERNEL(eigh_jacobi, EIGH_T * EIGH_MATS, IN(0, real, A0), OUT(1, real, L), OUT(
     const uint i = e / even, j = e - i * even;
     if (i >= j) A[i * lda + j] = bad ? 0.0f : A[i * lda + j] * scale;
   }
-  const uint quads = (n + 3) / 4;
+  const uint quads = g_maxu((n + 3) / 4, 1);
   if (p.vectors != 0) {
     for (uint e = t; e < even * ldq; e += EIGH_T) {
       const uint i = e / ldq, j = e - i * ldq;
@@ -123,13 +123,14 @@ G_KERNEL(eigh_jacobi, EIGH_T * EIGH_MATS, IN(0, real, A0), OUT(1, real, L), OUT(
   const real least = 0.25f * GK_UNIT * (largest * scale), nothing = 0.03125f * GK_UNIT * (largest * scale);
   const uint blocks = m * (m - 1) / 2;
   const eigh_pair own = eigh_block(t < blocks ? t : 0);
+  const uint own_i = t / quads, own_k = 4 * (t - own_i * quads);
+  const uint t_row = t / 8, t_col = t % 8, rows_by = EIGH_T / 8;
   bool done = bad;
   uint parity = 0;
   for (uint sweep = 0; sweep < EIGH_SWEEPS && !done; ++sweep) {
     real most = 0.0f;
-    for (uint e = t; e < n * n; e += EIGH_T) {
-      const uint i = e / n, j = e - i * n;
-      if (i > j) most = g_max(most, g_abs(A[i * lda + j]));
+    for (uint i = t_row; i < n; i += rows_by) {
+      for (uint j = t_col; j < i; j += 8) most = g_max(most, g_abs(A[i * lda + j]));
     }
     most = gk_tg_max<EIGH_T>(most, scratch, c);
     eigh_sync();
@@ -145,13 +146,11 @@ G_KERNEL(eigh_jacobi, EIGH_T * EIGH_MATS, IN(0, real, A0), OUT(1, real, L), OUT(
           const real app = A[x.p * lda + x.p], aqq = A[x.q * lda + x.q], apq = A[x.q * lda + x.p];
           real s = 0.0f, tau = 0.0f;
           if (g_abs(apq) > nothing) {
-            const real theta = (aqq - app) / (2.0f * apq);
-            const real tangent = g_copysign(1.0f / (g_abs(theta) + g_sqrt(theta * theta + 1.0f)), theta);
-            const real cosine = 1.0f / g_sqrt(tangent * tangent + 1.0f);
-            s = tangent * cosine;
-            tau = s / (1.0f + cosine);
-            A[x.p * lda + x.p] = app - tangent * apq;
-            A[x.q * lda + x.q] = aqq + tangent * apq;
+            const gk_turn turn = gk_turn_of(aqq - app, apq + apq);
+            s = turn.s;
+            tau = turn.tau;
+            A[x.p * lda + x.p] = app - turn.t * apq;
+            A[x.q * lda + x.q] = aqq + turn.t * apq;
             A[x.q * lda + x.p] = 0.0f;
           }
           now[2 * i] = s;
@@ -159,8 +158,12 @@ G_KERNEL(eigh_jacobi, EIGH_T * EIGH_MATS, IN(0, real, A0), OUT(1, real, L), OUT(
         }
       }
       if (r > 0 && p.vectors != 0) {
+        uint i = own_i, k = own_k;
         for (uint e = t; e < m * quads; e += EIGH_T) {
-          const uint i = e / quads, k = 4 * (e - i * quads);
+          if (e != t) {
+            i = e / quads;
+            k = 4 * (e - i * quads);
+          }
           const real s = before[2 * i], tau = before[2 * i + 1];
           if (s == 0.0f) continue;
           const eigh_pair pair = eigh_meet(i, r - 1, m);

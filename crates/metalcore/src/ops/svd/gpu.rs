@@ -24,12 +24,22 @@ params! {
 
 static TILE: Source = Source {
     file: "svd/tile.metal",
-    body: concat!(include_str!("scale.metal"), include_str!("jacobi.metal"), include_str!("tile.metal")),
+    body: concat!(
+        include_str!("scale.metal"),
+        include_str!("../../device/gpu/prelude/rotation.h"),
+        include_str!("jacobi.metal"),
+        include_str!("tile.metal")
+    ),
     declarations: &[TileSizes::DECLARATION],
 };
 static BLOCK: Source = Source {
     file: "svd/block.metal",
-    body: concat!(include_str!("scale.metal"), include_str!("jacobi.metal"), include_str!("block.metal")),
+    body: concat!(
+        include_str!("scale.metal"),
+        include_str!("../../device/gpu/prelude/rotation.h"),
+        include_str!("jacobi.metal"),
+        include_str!("block.metal")
+    ),
     declarations: &[BlockSizes::DECLARATION],
 };
 static PACK: Source = Source {

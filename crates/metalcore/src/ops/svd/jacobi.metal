@@ -27,19 +27,17 @@ G_FN svd_turn svd_angle(real a, real b, real g, real tol) {
   svd_turn r;
   r.s = r.tau = r.shift = 0.0f;
   if (a > SVD_TINY && b > SVD_TINY && g * g > tol * tol * a * b) {
-    const real d = b - a, t = g_copysign(2.0f, d) * g / (g_abs(d) + g_sqrt(d * d + 4.0f * g * g));
-    const real h = g_sqrt(1.0f + t * t), q = 1.0f / (h * (1.0f + h));
-    r.s = t * (1.0f + h) * q;
-    r.tau = t * h * q;
-    r.shift = t * g;
+    const gk_turn turn = gk_turn_of(b - a, g + g);
+    r.s = turn.s;
+    r.tau = turn.tau;
+    r.shift = turn.t * g;
   }
   return r;
 }
-// Cosines up to here count as zero. Rounding leaves less than half of it; what does not come down is let be in the end.
-// float64's columns of a condition near 1 / u come to rest at the tolerance, in all columns alike.
+// Cosines up to here count as zero. Columns of a condition near 1 / u come to rest at the tolerance, all alike, so that U is
+// as far from orthonormal; what rounding keeps from coming down is let be in the end.
 G_FN real svd_tolerance(uint rows, uint sweep) {
-  const real least = GK_F64 ? 1.0f : 4.0f;
-  return (sweep < 24 ? 1.0f : 4.0f) * (least + 0.125f * g_sqrt(real(rows))) * GK_UNIT;
+  return (sweep < 24 ? 1.0f : 4.0f) * (1.0f + 0.125f * g_sqrt(real(rows))) * GK_UNIT;
 }
 
 // Over the threads of a pair that are in the same simd group.

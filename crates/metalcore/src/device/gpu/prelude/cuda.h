@@ -89,6 +89,7 @@ G_FN bool sg_all(bool v) { return __all_sync(GK_LANES, v) != 0; }
 // float beside a double is promoted and not ambiguous.
 G_FN float g_sqrt(float x) { return __fsqrt_rn(x); }
 G_FN float g_rsqrt(float x) { return __fdiv_rn(1.0f, __fsqrt_rn(x)); }
+G_FN float g_rsqrt_near(float x) { const float y = rsqrtf(x); return y + y * (0.5f - 0.5f * x * y * y); }
 // 1 / x within 1 unit in the last place, for x and 1 / x of normal size
 G_FN float g_recip(float x) {
   float r;
@@ -109,6 +110,7 @@ G_FN bool g_isnan(float x) { return (__float_as_uint(x) & 0x7fffffffu) > 0x7f800
 #if GK_F64
 G_FN double g_sqrt(double x) { return __dsqrt_rn(x); }
 G_FN double g_rsqrt(double x) { return __ddiv_rn(1.0, __dsqrt_rn(x)); }
+G_FN double g_rsqrt_near(double x) { return g_rsqrt(x); }
 G_FN double g_recip(double x) { return __drcp_rn(x); }
 G_FN double g_exp(double x) { return exp(x); }
 G_FN double g_exp2(double x) { return exp2(x); }

@@ -67,6 +67,7 @@ G_FN bool sg_all(bool v) { return simd_all(v); }
 // ---- maths
 G_FN real g_sqrt(real x) { return precise::sqrt(x); }
 G_FN real g_rsqrt(real x) { return 1.0f / precise::sqrt(x); }
+G_FN real g_rsqrt_near(real x) { const real y = rsqrt(x); return y + y * (0.5f - 0.5f * x * y * y); }
 G_FN real g_recip(real x) { return 1.0f / x; }
 G_FN real g_exp(real x) { return precise::exp(x); }
 G_FN real g_exp2(real x) { return fast::exp2(x); }  // 2^x within 2^-22, relative; subnormal results may be 0
