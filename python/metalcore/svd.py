@@ -110,6 +110,12 @@ def _by_jacobi(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
         U, S, V, info = _native(A, vectors)
         if _look(info.cpu()) and vectors:
             U, V = (U, _complete(V, info)) if m < n else (_complete(U, info), V)
+        if vectors and A.dtype == torch.float64 and A.is_cuda:
+            # The product of the rotations: of 64 columns it was 3.2 n u from orthonormal.
+            if m < n:
+                U, V = _signed(U + product(U, orthogonality_defect(U)) / 2, V)
+            else:
+                V = V + product(V, orthogonality_defect(V)) / 2
         return U, S, V
     tall = A.mT if m < n else A
     order = column_order(tall)

@@ -35,11 +35,9 @@ G_FN svd_turn svd_angle(real a, real b, real g, real tol) {
   return r;
 }
 // Cosines up to here count as zero. Columns of a condition near 1 / u come to rest at the tolerance, all alike, so that U is
-// as far from orthonormal, and some only after many sweeps, in which V drifts: it rises. What rounding keeps from coming
-// down is let be in the end.
+// as far from orthonormal; what rounding keeps from coming down is let be in the end.
 G_FN real svd_tolerance(uint rows, uint sweep) {
-  const real slack = sweep < 12 ? 1.0f : sweep < 24 ? 1.375f : 4.0f;
-  return slack * (1.0f + 0.125f * g_sqrt(real(rows))) * GK_UNIT;
+  return (sweep < 24 ? 1.0f : 4.0f) * (1.0f + 0.125f * g_sqrt(real(rows))) * GK_UNIT;
 }
 
 // Over the threads of a pair that are in the same simd group.
