@@ -7,6 +7,7 @@ shows the workloads marked for --quick.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -172,10 +173,10 @@ def lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float,
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for row in rows:
         shape = SCALED.fullmatch(row["shape"])
-        if row["op"] in scaling.OPERATIONS and shape and row["dtype"] == "fp32" and "torch" in row.get("peers", {}):
+        if row["op"] in scaling.OPERATIONS and shape and row["dtype"] == "fp32" and row["ours"]:
             batch = int(shape[1])
-            micros = 1e3 / batch
-            lines.setdefault(row["op"], []).append((batch, micros * row["ours"]["ms"], micros * row["peers"]["torch"]["ms"]))
+            theirs = row["peers"].get("torch", {"ms": math.nan})["ms"]  # torch may have failed
+            lines.setdefault(row["op"], []).append((batch, 1e3 / batch * row["ours"]["ms"], 1e3 / batch * theirs))
     return {op: sorted(points) for op, points in lines.items() if len(points) >= len(scaling.BATCHES)}
 
 
