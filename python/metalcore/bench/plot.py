@@ -154,10 +154,11 @@ def draw_scaling(records: Sequence[dict[str, Any]], path: Path) -> bool:
         )
         for axes, (machine, lines) in zip(all_axes[0], blocks):
             axes.set_title(f"{machine['device_name']} ({machine['device']})", fontsize=10, fontweight="bold")
-            for index, (op, points) in enumerate(lines.items()):
+            for op, points in lines.items():
+                color = f"C{list(scaling.OPERATIONS).index(op)}"
                 batches, ours, theirs = zip(*points)
-                axes.loglog(batches, ours, color=f"C{index}", marker="o", markersize=3, label=op)
-                axes.loglog(batches, theirs, color=f"C{index}", linestyle="--", linewidth=0.8)
+                axes.loglog(batches, ours, color=color, marker="o", markersize=3, label=op)
+                axes.loglog(batches, theirs, color=color, linestyle="--", linewidth=0.8)
             axes.set_xlabel("matrices in the batch, 16 by 16, fp32")
             axes.grid(color="#e5e5e5", linewidth=0.8)
             axes.set_axisbelow(True)
