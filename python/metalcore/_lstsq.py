@@ -1,4 +1,4 @@
-"""Pseudo-inverse and least squares of batches, by the singular value decomposition."""
+"""Pseudo-inverse of batches, by singular values, and least squares, by QR or singular values."""
 
 from typing import Any, NamedTuple, Optional, Union
 
@@ -9,7 +9,9 @@ from ._errors import wrong
 from ._linalg import EXACT, broadcast, check_matrix, product, right_side
 from ._operators import takes_metal
 from ._originals import torch_lstsq
+from .qr import qr
 from .svd import _prefers_torch, svd
+from .trsm import trsm
 
 Rcond = Union[None, float, Tensor]
 
@@ -116,10 +118,32 @@ def _solve(A: Tensor, B: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     if A.device.type == "cpu" and limit.numel() == 1 and not takes_metal(A.device) and _prefers_torch(A):
         found = torch_lstsq(A, B, rcond=float(limit), driver="gelsy")
         return found.solution, found.rank
+    X, regular = _by_qr(A, B, limit)
+    rank = torch.full(A.shape[:-2], min(A.shape[-2:]), dtype=torch.int64, device=A.device)
+    if bool(regular.all()):
+        return X, rank
+    rest = ~regular
+    X[rest], rank[rest] = _by_svd(A[rest], B[rest], limit.expand(*rest.shape, 1)[rest])
+    return X, rank
+
+
+def _by_qr(A: Tensor, B: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Solution by A = Q R, or A' = Q R where A is wide; and where it holds: the product of the norms of R and its inverse, which
+    is no less than the condition, says that no singular value counts as zero."""
+    m, n = A.shape[-2:]
+    k = B.shape[-1]
+    Q, R = qr(A if m >= n else A.mT)
+    eye = torch.eye(min(m, n), dtype=A.dtype, device=A.device).expand(R.shape)
+    solved = trsm(R, torch.cat([product(Q.mT, B) if m >= n else B, eye], -1), lower=False, transpose=m < n)
+    X = solved[..., :k] if m >= n else product(Q, solved[..., :k])
+    condition = R.square().sum((-2, -1)).sqrt() * solved[..., k:].square().sum((-2, -1)).sqrt()
+    return X.contiguous(), condition * limit.squeeze(-1) < 1  # false for NaN
+
+
+def _by_svd(A: Tensor, B: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     U, S, V = svd(A)
     inverse = _inverse_values(S, limit)
-    solution = product(V, inverse.unsqueeze(-1) * product(U.mT, B))
-    return solution, (inverse != 0).sum(-1)
+    return product(V, inverse.unsqueeze(-1) * product(U.mT, B)), (inverse != 0).sum(-1)
 
 
 class _Solution(torch.autograd.Function):
@@ -151,7 +175,8 @@ def lstsq(A: Tensor, b: Tensor, *, rcond: Optional[float] = None, fast: bool = F
     ``singular_values``  (0,)             empty
     ===================  ===============  ==========================================================
 
-    float32 and float64; half types are computed in float32 and rounded once. Differentiable as ``torch.linalg.lstsq``,
+    By Householder QR; items that may be of less than full rank, by their condition, through singular values. float32 and
+    float64; half types are computed in float32 and rounded once. Differentiable as ``torch.linalg.lstsq``,
     through the pseudo-inverse, for constant rank. Waits for the GPU. On cpu single and large matrices are torch's (gelsy).
 
     Raises torch.linalg.LinAlgError for NaN or Inf, naming the batch item; ValueError for shapes that do not fit.

@@ -23,6 +23,7 @@ from support import (
     one_norm,
     orthogonal,
     quotients,
+    record,
     same_bits,
     views,
 )
@@ -91,6 +92,7 @@ def assert_eigh(A, L, Q, items=None):
         gates.append(("reconstruction, sqrt(n) u", reconstruction * math.sqrt(n), 20))
         gates.append(("orthogonality, sqrt(n) u", orthogonality * math.sqrt(n), 60))
     for name, ratios, bar in gates:
+        record(f"eigh {name}", A.dtype, ratios, bar)
         bad = np.flatnonzero(~(np.atleast_1d(ratios) <= bar))
         where = [items[i] if items else int(i) for i in bad]
         assert not bad.size, f"n = {n}, {A.dtype}: {name} {np.atleast_1d(ratios).reshape(-1)[bad]} over {bar} in {where}"

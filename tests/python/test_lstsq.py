@@ -6,7 +6,7 @@ import metalcore
 import numpy as np
 import pytest
 import torch
-from support import EMULATED, HALVES, ROUNDOFF, exact, families, normal, one_norm, orthogonal, quotients, same_bits
+from support import EMULATED, HALVES, ROUNDOFF, exact, families, normal, one_norm, orthogonal, quotients, record, same_bits
 
 SINGLE = (torch.float32, torch.float64)
 SIZES = [(1, 1), (5, 3), (3, 5), (16, 16)] + ([] if EMULATED else [(40, 17), (17, 40), (70, 66)])
@@ -39,6 +39,7 @@ def test_the_pseudo_inverse_satisfies_the_equations_of_penrose(device, dtype, si
     }
     for name, (residual, scale) in residuals.items():
         ratio = quotients(residual, scale * unit)
+        record(f"pinv {name}", dtype, ratio, bar(min(size)))
         assert (ratio <= bar(min(size))).all(), (name, ratio, [items[i] for i in keep])
 
 
@@ -69,6 +70,7 @@ def test_solutions_satisfy_the_normal_equations(device, dtype, size):
     residual = one_norm(np.swapaxes(a, -2, -1) @ (rhs - a @ x))
     unit = max(m, n) * one_norm(a) * (one_norm(a) * one_norm(x) + one_norm(rhs)) * ROUNDOFF[dtype]
     ratio = quotients(residual, unit)
+    record("lstsq normal equations", dtype, ratio, bar(min(m, n)))
     assert (ratio <= bar(min(m, n))).all(), (ratio, [items[i] for i in keep])
     if m > n:
         expected = np.sqrt(np.square(rhs - a @ x).sum(-2))
@@ -76,6 +78,23 @@ def test_solutions_satisfy_the_normal_equations(device, dtype, size):
         assert (np.abs(np.sqrt(exact(found.residuals, False)) - expected) <= 2 * unit[:, None]).all()
     else:
         assert found.residuals.shape == (0,)
+
+
+@pytest.mark.dtypes(*SINGLE)
+@pytest.mark.parametrize("size", [(6, 3), (3, 6), (4, 4), (20, 17)], ids=str)
+def test_deficient_items_among_regular_ones_have_their_rank_and_least_norm(device, dtype, size):
+    A = normal(2, 3, *size, device=device, dtype=dtype)
+    A[0, 1, :, -1] = A[0, 1, :, 0]
+    A[0, 1, -1] = A[0, 1, 0]
+    A[1, 0] = 0
+    b = normal(2, 3, size[0], 2, device=device, dtype=dtype)
+    found = metalcore.lstsq(A, b)
+    for item in np.ndindex(2, 3):
+        limit = max(size) * torch.finfo(dtype).eps
+        x, _, rank, _ = np.linalg.lstsq(exact(A[item], False), exact(b[item], False), rcond=limit)
+        assert int(found.rank[item]) == rank
+        assert np.abs(exact(found.solution[item], False) - x).max() <= 1e4 * ROUNDOFF[dtype] * max(1, np.abs(x).max()) ** 2
+    assert found.rank.flatten().tolist()[1:4] == [min(size) - 1, min(size), 0]
 
 
 def test_shapes_of_vectors_matrices_and_batches_are_those_of_torch(device, dtype):

@@ -23,6 +23,7 @@ from support import (
     normal,
     one_norm,
     quotients,
+    record,
     same_bits,
     views,
     with_condition,
@@ -40,7 +41,9 @@ def solve_ratios(A, B, X):
     size = np.frexp(np.abs(a).max((-2, -1), keepdims=True, initial=0))[1]
     a, x = np.ldexp(a, -size), np.ldexp(x, size)
     unit = one_norm(a)[..., None] * np.abs(x).sum(-2) * ROUNDOFF[X.dtype]
-    return quotients(np.abs(b - a @ x).sum(-2), unit)
+    ratios = quotients(np.abs(b - a @ x).sum(-2), unit)
+    record("solve residual", X.dtype, ratios, BAR)
+    return ratios
 
 
 def factor_ratios(A, LU, pivots):
@@ -88,6 +91,7 @@ def test_solutions_of_every_family_are_within_the_bar(device, dtype, n):
     inverse = metalcore.inv(A)
     unit = n * one_norm(exact(A)) * one_norm(exact(inverse)) * ROUNDOFF[dtype]
     ratio = quotients(one_norm(np.eye(n) - exact(A) @ exact(inverse)), unit)
+    record("inv residual", dtype, ratio, 3 if n < 16 else 1)
     assert (ratio <= (3 if n < 16 else 1)).all(), ratio
 
 
@@ -101,6 +105,7 @@ def test_factors_of_every_family_are_within_the_bar(device, dtype, size):
     assert pivots.dtype == torch.int32 and pivots.shape == (len(items), min(size))
     ratio = factor_ratios(A, LU, pivots)
     keep = np.array(["underflow" not in name for name in items])
+    record("lu_factor reconstruction", LU.dtype, ratio[keep], 3 if min(size) < 16 else 1)
     assert (ratio[keep] <= (3 if min(size) < 16 else 1)).all(), dict(zip(items, ratio))
     reference = torch.linalg.lu_factor_ex(A.cpu())
     assert torch.equal(info.cpu() == 0, LU.diagonal(dim1=-2, dim2=-1).cpu().ne(0).all(-1))

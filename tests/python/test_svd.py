@@ -23,6 +23,7 @@ from support import (
     one_norm,
     orthogonal,
     quotients,
+    record,
     same_bits,
     views,
 )
@@ -74,6 +75,7 @@ def assert_svd(A, U, S, V, items=None):
         ratios["values"] = quotients(values, max(m, n) * roundoff * largest[..., 0]), (7, 2, 1)[place]
     for name, (ratio, bar) in ratios.items():
         bar = (3, 1, 1)[place] if half else bar
+        record(f"svd {name}", A.dtype, ratio, bar)
         bad = np.flatnonzero(~(ratio <= bar))
         named = [items[i] if items else int(i) for i in bad]
         assert not bad.size, f"{m}x{n}: {name} {ratio.reshape(-1)[bad]} over {bar} in {named}"
