@@ -9,11 +9,12 @@ from ._errors import translate, wrong
 from ._linalg import EXACT, check_matrix, column_signs, orthogonality_defect, product
 from ._operators import needs_grad, takes_metal
 from ._originals import torch_svd, torch_svdvals
+from .eigh import eigh
 from .qr import qr
 
 _native = torch.ops.metalcore.svd.default
 _qr = torch.ops.metalcore.qr.default
-_STRATEGIES = ("auto", "jacobi", "lapack")
+_STRATEGIES = ("auto", "jacobi", "gram", "lapack")
 _MOST_ROWS = 512  # of either side, in the GPU kernels; more than that of one side are reduced by QR
 
 
@@ -131,6 +132,25 @@ def _by_jacobi(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
     return U, S, V
 
 
+def _by_gram(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """By the eigenvectors X of A'A = X S^2 X', or of A A' where A is wide; A X is made orthonormal by QR."""
+    m, n = A.shape[-2:]
+    _look(torch.where(A.isfinite().flatten(-2).all(-1), 0, -1).cpu())
+    limit = 120 if A.dtype == torch.float32 else 1000
+    exponent = torch.frexp(A.abs().amax((-2, -1))).exponent.clamp(-limit, limit)
+    scale = torch.ldexp(torch.ones_like(exponent, dtype=A.dtype), exponent).unsqueeze(-1)
+    tall = (A if m >= n else A.mT) / scale.unsqueeze(-1)
+    L, X = eigh(product(tall.mT, tall))
+    S = L.flip(-1).clamp(min=0).sqrt() * scale
+    if not vectors:
+        return A.new_empty(0), S, A.new_empty(0)
+    X = X.flip(-1)
+    Y, R = qr(product(tall, X))
+    Y = torch.where(R.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) < 0, -Y, Y)
+    U, V = _signed(Y, X) if m >= n else _signed(X, Y)
+    return U.contiguous(), S, V.contiguous()
+
+
 def _complete(U: Tensor, info: Tensor) -> Tensor:
     """U with orthonormal columns in the place of the zeros that ``info`` counts: the last columns of each matrix."""
     Q, _ = _qr(U, 0)
@@ -161,6 +181,8 @@ def _thin(A: Tensor, vectors: bool, strategy: str) -> tuple[Tensor, Tensor, Tens
         return tuple(torch.zeros_like(x) for x in _shapes(A, vectors))
     if strategy == "lapack" or (strategy == "auto" and _prefers_torch(A, vectors)):
         return _by_torch(A, vectors)
+    if strategy == "gram":
+        return _by_gram(A, vectors)
     return _by_jacobi(A, vectors)
 
 
@@ -289,9 +311,9 @@ def _decompose(A: Tensor, vectors: bool, strategy: str) -> tuple[Tensor, Tensor,
 def _check(op: str, A: Tensor, strategy: str) -> None:
     check_matrix(op, "A", A)
     if not isinstance(strategy, str) or strategy not in _STRATEGIES:
-        raise ValueError(wrong(op, "strategy", repr(strategy), "'auto', 'jacobi' or (on cpu) 'lapack'"))
+        raise ValueError(wrong(op, "strategy", repr(strategy), "'auto', 'jacobi', 'gram' or (on cpu) 'lapack'"))
     if strategy == "lapack" and (A.device.type != "cpu" or takes_metal(A.device)):
-        raise ValueError(wrong(op, "strategy", f"'lapack' for a tensor on {A.device.type}", "'auto' or 'jacobi'"))
+        raise ValueError(wrong(op, "strategy", f"'lapack' for a tensor on {A.device.type}", "'auto', 'jacobi' or 'gram'"))
 
 
 def svd(A: Tensor, full_matrices: bool = False, compute_uv: bool = True, strategy: str = "auto") -> SVD:
@@ -310,9 +332,17 @@ def svd(A: Tensor, full_matrices: bool = False, compute_uv: bool = True, strateg
     where A is zero or rank-deficient. The entry of largest magnitude of each column of U (the first one on a tie) is not
     negative; the column of V follows.
 
-    Strategies: ``'jacobi'``, one-sided Jacobi in kernels of our own; ``'lapack'``, torch's routine (cpu);
-    ``'auto'``, the faster one: torch's on cpu above 128 columns (64 of a single matrix) and for few matrices' values alone, on cuda
-    above 512. All are as accurate as single-precision LAPACK: \\|A - U S V'\\|, \\|I - U'U\\|, \\|I - V'V\\| of a few n u.
+    ==============  =================================================================================================
+    ``strategy``
+    ==============  =================================================================================================
+    ``'auto'``      the fastest but ``'gram'``: torch's on cpu above 128 columns (64 of a single matrix) and for few
+                    matrices' values alone, on cuda above 512; else ``'jacobi'``
+    ``'jacobi'``    one-sided Jacobi in kernels of our own
+    ``'gram'``      :func:`eigh` of A'A: small singular values, and \\|A - U S V'\\|, only to \\|A\\| sqrt(n u)
+    ``'lapack'``    torch's routine, cpu
+    ==============  =================================================================================================
+
+    All but ``'gram'`` are as accurate as single-precision LAPACK: \\|A - U S V'\\|, \\|I - U'U\\|, \\|I - V'V\\| of a few n u.
 
     Differentiable as ``torch.linalg.svd``: through S always, through U and V where singular values are distinct (and not zero, if M != N).
     Further columns of full matrices have no gradient. Waits for the GPU, to look at the status.
