@@ -35,8 +35,9 @@ demo: $(VENV)/.built ## Short benchmark and training demo on every device; write
 test: ## All tests on every device that is there; at the end a line for each device
 	@echo "Installing packages and compiling. The first time this takes minutes, and prints little."
 	@$(MAKE) --no-print-directory $(PARALLEL) $(VENV)/.built rust-tests
+	@# The longest first; the last has two threads of its own.
 	@$(MAKE) --no-print-directory $(PARALLEL) --keep-going \
-		test-rust test-kernels test-mirror test-scaffold test-python test-emulated
+		test-python test-emulated test-rust test-mirror test-kernels
 	@$(RUN) tests/summary.py
 
 test-nightly: test test-unwritten ## The same, and what takes longer: exhaustive tests, every bench once, the scaffold
