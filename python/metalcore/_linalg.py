@@ -123,9 +123,10 @@ def _rounds_products() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-def orthogonality_defect(Q: Tensor) -> Tensor:
-    """E = I - Q'Q. Q + Q E / 2 is one step towards the nearest orthonormal matrix (Bjorck and Bowie 1971)."""
-    return torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device) - product(Q.mT, Q)
+def orthonormal_step(Q: Tensor) -> Tensor:
+    """What added to Q brings it nearer to the nearest orthonormal matrix: Q (I - Q'Q) / 2 (Bjorck and Bowie 1971)."""
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return product(Q, eye - product(Q.mT, Q)) / 2
 
 
 def column_signs(U: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from ._errors import translate, wrong
-from ._linalg import check_matrix, orthogonality_defect, product, raise_for
+from ._linalg import check_matrix, orthonormal_step, raise_for
 from ._operators import HALVES, needs_grad, takes_metal
 from ._originals import torch_eigh, torch_eigvalsh
 
@@ -183,7 +183,7 @@ def _improved(L: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
         closest, largest = L.diff().amin().item(), L.abs().amax().item()
         if closest > torch.finfo(L.dtype).eps * largest:
             return Q
-        step = product(Q, orthogonality_defect(Q)) / 2
+        step = orthonormal_step(Q)
     return Q + step
 
 

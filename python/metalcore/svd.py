@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._errors import translate, wrong
-from ._linalg import EXACT, check_matrix, column_signs, orthogonality_defect, product
+from ._linalg import EXACT, check_matrix, column_signs, orthonormal_step, product
 from ._operators import needs_grad, takes_metal
 from ._originals import torch_svd, torch_svdvals
 from .eigh import eigh
@@ -81,7 +81,7 @@ def _by_torch(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
     V = Vh.mT
     if bool((S[..., -1] <= S.shape[-1] * torch.finfo(S.dtype).eps * S[..., 0]).any()):
         # Singular vectors of zeros can be several n u from orthonormal.
-        U, V = (Q + product(Q, orthogonality_defect(Q)) / 2 for Q in (U, V))
+        U, V = (Q + orthonormal_step(Q) for Q in (U, V))
     U, V = _signed(U, V)
     return U.contiguous(), S, V.contiguous()
 
@@ -114,9 +114,9 @@ def _by_jacobi(A: Tensor, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
         if vectors and A.dtype == torch.float64 and A.is_cuda:
             # The product of the rotations: of 64 columns it was 3.2 n u from orthonormal.
             if m < n:
-                U, V = _signed(U + product(U, orthogonality_defect(U)) / 2, V)
+                U, V = _signed(U + orthonormal_step(U), V)
             else:
-                V = V + product(V, orthogonality_defect(V)) / 2
+                V = V + orthonormal_step(V)
         return U, S, V
     tall = A.mT if m < n else A
     order = column_order(tall)
